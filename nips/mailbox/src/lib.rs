@@ -1,0 +1,196 @@
+//! Relays as a mailbox, for every part that talks through them: publish until
+//! a relay has stored it, and a subscription that outlives connections.
+//!
+//! A thin layer over nostr-sdk, which reconnects (with jitter), authenticates
+//! (NIP-42) and checks signatures. Two things are added: a subscription is made
+//! anew on *every* connection (the SDK leaves it out when a relay returns within
+//! the second, or has closed it), and a publish counts only when some relay said
+//! OK.
+
+use std::time::Duration;
+
+use hashpit_nips::eh02::{self, MessageError};
+use nostr_sdk::prelude::{Monitor, MonitorNotification, RelayPoolNotification};
+use nostr_sdk::{
+    Client, Event, EventId, Filter, Keys, PublicKey, RelayMessage, RelayOptions, RelayStatus,
+    RelayUrl, SubscriptionId, Timestamp,
+};
+use rand08::rngs::OsRng;
+use serde::Serialize;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tracing::{debug, warn};
+
+/// How long relays keep an encrypted message (NIP-40). A side that was away for
+/// longer asks for what it missed.
+pub const MESSAGE_LIFETIME: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+/// First pause before a lost relay is tried again; the SDK lengthens and
+/// jitters it.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// Status changes that wait to be read; one relay makes a handful an hour.
+const STATUS_QUEUE: usize = 256;
+
+/// Why a mailbox could not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MailboxError {
+    /// The SDK refused.
+    #[error("relay: {0}")]
+    Client(#[from] nostr_sdk::client::Error),
+    /// The relay pool refused.
+    #[error("relay: {0}")]
+    Pool(#[from] nostr_sdk::pool::pool::Error),
+    /// No relay stored the event.
+    #[error("no relay stored the event: {0}")]
+    NotStored(String),
+    /// The message could not be sealed.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
+/// Connections to some relays under one key.
+#[derive(Debug, Clone)]
+pub struct Mailbox {
+    client: Client,
+    keys: Keys,
+}
+
+/// What comes in through a subscription.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A relay is connected (again) and the subscription stands on it.
+    Connected(RelayUrl),
+    /// An event that matches, its signature checked, mostly once.
+    Event(Box<Event>),
+}
+
+impl Mailbox {
+    /// Starts to connect to `relays`, and keeps at it; does not wait.
+    pub async fn connect(keys: Keys, relays: &[RelayUrl]) -> Result<Self, MailboxError> {
+        let client =
+            Client::builder().signer(keys.clone()).monitor(Monitor::new(STATUS_QUEUE)).build();
+        for relay in relays {
+            let options = RelayOptions::new().retry_interval(RETRY_INTERVAL);
+            client.pool().add_relay(relay, options).await?;
+        }
+        Ok(Self { client, keys })
+    }
+
+    /// Subscribes on every relay, now and whenever it connects.
+    pub async fn subscribe(&self, filter: Filter) -> Result<Inbox, MailboxError> {
+        let monitor = self.client.monitor().expect("built with a monitor").subscribe();
+        let inbox = Inbox {
+            client: self.client.clone(),
+            id: SubscriptionId::generate(),
+            filter,
+            notifications: self.client.notifications(),
+            monitor,
+        };
+        self.client.connect().await;
+        Ok(inbox)
+    }
+
+    /// Publishes to every relay; returns once at least one has stored it.
+    pub async fn publish(&self, event: &Event) -> Result<(), MailboxError> {
+        let output = self.client.send_event(event).await?;
+        if output.success.is_empty() {
+            let reasons: Vec<_> =
+                output.failed.iter().map(|(relay, why)| format!("{relay}: {why}")).collect();
+            return Err(MailboxError::NotStored(reasons.join("; ")));
+        }
+        Ok(())
+    }
+
+    /// Seals an EH-02 message and publishes it.
+    pub async fn send<M: Serialize>(
+        &self,
+        to: &PublicKey,
+        message: &M,
+    ) -> Result<EventId, MailboxError> {
+        let now = Timestamp::now();
+        let expiration = now + MESSAGE_LIFETIME;
+        let event = eh02::seal(message, &self.keys, to, now, expiration, &mut OsRng)?;
+        self.publish(&event).await?;
+        Ok(event.id)
+    }
+
+    /// The key that it speaks as.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        self.client.shutdown().await;
+    }
+}
+
+/// A subscription.
+#[derive(Debug)]
+pub struct Inbox {
+    client: Client,
+    id: SubscriptionId,
+    filter: Filter,
+    notifications: Receiver<RelayPoolNotification>,
+    monitor: Receiver<MonitorNotification>,
+}
+
+impl Inbox {
+    /// The next arrival; `None` once the mailbox is closed.
+    ///
+    /// Cancel-safe. A reader that falls thousands of events behind loses the
+    /// oldest; every protocol here can ask again.
+    pub async fn next(&mut self) -> Option<Arrival> {
+        loop {
+            tokio::select! {
+                status = self.monitor.recv() => match status {
+                    Ok(MonitorNotification::StatusChanged { relay_url, status }) => {
+                        if status == RelayStatus::Connected {
+                            self.subscribe(&relay_url).await;
+                            return Some(Arrival::Connected(relay_url));
+                        }
+                        debug!(relay = %relay_url, %status, "relay");
+                    }
+                    Err(RecvError::Lagged(missed)) => debug!(missed, "missed relay statuses"),
+                    Err(RecvError::Closed) => return None,
+                },
+                notification = self.notifications.recv() => match notification {
+                    Ok(notification) => if let Some(arrival) = self.sort(notification)? {
+                        return Some(arrival);
+                    },
+                    Err(RecvError::Lagged(missed)) => warn!(missed, "fell behind; events lost"),
+                    Err(RecvError::Closed) => return None,
+                },
+            }
+        }
+    }
+
+    /// `None` at shutdown, else what the notification means to the reader.
+    fn sort(&self, notification: RelayPoolNotification) -> Option<Option<Arrival>> {
+        match notification {
+            RelayPoolNotification::Event { subscription_id, event, .. } => {
+                Some((subscription_id == self.id).then_some(Arrival::Event(event)))
+            }
+            RelayPoolNotification::Message {
+                relay_url,
+                message: RelayMessage::Closed { subscription_id, message },
+            } => {
+                // auth-required is normal: the SDK authenticates and asks again.
+                if *subscription_id == self.id && !message.starts_with("auth-required") {
+                    warn!(relay = %relay_url, reason = %message, "relay closed our subscription");
+                }
+                Some(None)
+            }
+            RelayPoolNotification::Message { .. } => Some(None),
+            RelayPoolNotification::Shutdown => None,
+        }
+    }
+
+    async fn subscribe(&self, relay: &RelayUrl) {
+        let id = self.id.clone();
+        let subscribed =
+            self.client.subscribe_with_id_to([relay], id, self.filter.clone(), None).await;
+        if let Err(error) = subscribed {
+            warn!(%relay, %error, "could not subscribe");
+        }
+    }
+}

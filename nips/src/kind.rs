@@ -1,0 +1,40 @@
+//! Event kinds of the EH drafts (see the table in `nips/README.md`).
+
+use nostr::Kind;
+
+/// EH-01 pool announcement; addressable, `d` = network.
+pub const POOL: Kind = Kind::Custom(38470);
+/// EH-01 epoch keyset; addressable, `d` = Cashu unit.
+pub const EPOCH_KEYSET: Kind = Kind::Custom(38471);
+/// EH-01 supply attestation; regular.
+pub const SUPPLY_ATTESTATION: Kind = Kind::Custom(8471);
+/// NIP-87 Cashu mint announcement; addressable.
+pub const CASHU_MINT: Kind = Kind::Custom(38172);
+/// EH-02 issuance message; regular, encrypted, private.
+pub const ISSUANCE: Kind = Kind::Custom(8470);
+
+/// Kinds whose events a relay serves only to their author and to the keys in
+/// their `p` tags, authenticated by NIP-42: who mines where, and who writes to
+/// whom, is nobody else's business.
+///
+/// NIP-04 direct messages (4), NIP-59 seals and gift wraps (13, 1059) and
+/// EH-02 issuance (8470).
+pub const PRIVATE: [u16; 4] = [4, 13, 1059, 8470];
+
+/// True if only the recipients and the author of such an event may see it.
+pub fn is_private(kind: Kind) -> bool {
+    PRIVATE.contains(&kind.as_u16())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn issuance_is_private_and_announcements_are_not() {
+        assert!(is_private(ISSUANCE));
+        for public in [POOL, EPOCH_KEYSET, SUPPLY_ATTESTATION, CASHU_MINT] {
+            assert!(!is_private(public));
+        }
+    }
+}

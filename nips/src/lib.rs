@@ -1,0 +1,32 @@
+//! Typed codecs for the Nostr events that hashpit's parts exchange, with the
+//! units and ids they carry. Pure: no network, no clock, no randomness of its
+//! own; [`seed_file`] alone touches the disk.
+//!
+//! | module | what lives in it |
+//! |---|---|
+//! | [`kind`] | the event kind numbers, and which of them are private |
+//! | [`units`] | [`Work`], [`HashUnits`], [`Sats`], [`Msats`], [`WorkBits`]: integers with checked arithmetic |
+//! | [`epoch`] | [`EpochId`] and the Cashu unit name that it maps to |
+//! | [`identity`] | `npub1….worker`, the name that a miner mines under |
+//! | [`seed`] | [`Seed`]: twelve words, and the keys that they derive |
+//! | [`seed_file`] | where those words are kept |
+//! | [`eh01`] | pool announcement, epoch keyset, supply attestation, mint announcement |
+//! | [`eh02`] | issuance: the encrypted messages between pool and miner |
+//!
+//! The drafts that these modules implement are `EH-01.md` and `EH-02.md`
+//! beside this crate; `vectors/` holds their golden vectors.
+
+pub mod eh01;
+pub mod eh02;
+pub mod epoch;
+pub mod identity;
+pub mod kind;
+pub mod seed;
+pub mod seed_file;
+mod tag;
+pub mod units;
+
+pub use epoch::EpochId;
+pub use identity::MinerIdentity;
+pub use seed::Seed;
+pub use units::{HashUnits, Msats, Sats, Work, WorkBits};
