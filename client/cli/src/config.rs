@@ -1,0 +1,80 @@
+//! The configuration file: one table for each role.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use crate::listen::Listen;
+
+/// All settings. Each has a default.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Addresses and ports.
+    pub listen: Listen,
+    /// The relay.
+    pub relay: hashpit_relay::Config,
+    /// The pool and its mint.
+    pub pool: hashpit_pool::Config,
+    /// The built-in CPU miner.
+    pub miner: Miner,
+}
+
+/// The built-in CPU miner.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Miner {
+    /// Threads that hash.
+    pub threads: usize,
+}
+
+impl Default for Miner {
+    fn default() -> Self {
+        Self { threads: 1 }
+    }
+}
+
+impl Config {
+    /// Reads `file`; without one, the defaults.
+    pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(file) = file else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read the configuration {}", file.display()))?;
+        toml::from_str(&text)
+            .with_context(|| format!("{} is not a valid configuration", file.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../../hashpit.example.toml");
+
+    #[test]
+    fn the_example_is_the_defaults() {
+        let example: Config = toml::from_str(EXAMPLE).unwrap();
+        assert_eq!(format!("{example:?}"), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn the_example_with_every_setting_uncommented_loads() {
+        let setting = |line: &str| {
+            let line = line.strip_prefix("# ").unwrap_or(line);
+            let name = line.split('=').next().unwrap_or_default().trim();
+            let named =
+                !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+            (line.contains('=') && named).then(|| line.to_owned())
+        };
+        let lines = EXAMPLE.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()));
+        let text: Vec<String> = lines.collect();
+        toml::from_str::<Config>(&text.join("\n")).unwrap();
+    }
+
+    #[test]
+    fn an_unknown_setting_is_named() {
+        let error = toml::from_str::<Config>("[pool]\nwork_bit = 1").unwrap_err().to_string();
+        assert!(error.contains("work_bit"), "{error}");
+    }
+}

@@ -1,0 +1,241 @@
+//! `hashpit up`: every role in one process, on a chain of its own.
+//!
+//! The roles meet on the wire, as they would on different machines: the miner
+//! speaks Stratum V2 to the pool, pool and wallet speak through the relay.
+
+mod display;
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use hashpit_client::issuance::{self, Progress, Until};
+use hashpit_client::{Wallet, miner};
+use hashpit_nips::MinerIdentity;
+use hashpit_pool::{Listeners, Pool};
+use hashpit_relay::{Clock, Gauges, Relay};
+use nostr_sdk::{PublicKey, RelayUrl};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::args::{self, Milestone};
+use crate::config::Config;
+use crate::listen::{Listen, Port};
+use display::{Addresses, Display};
+
+/// How often progress is looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// Pause before claiming is begun again after a failure.
+const CLAIM_AGAIN: Duration = Duration::from_secs(5);
+
+/// `hashpit up`.
+pub async fn run(
+    options: args::Up,
+    mut config: Config,
+    dir: &Path,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    if let Some(base) = options.port_base {
+        let address = config.listen.address;
+        config.listen = Listen { address, port_base: base, ..Listen::default() };
+    }
+    let begun = Instant::now();
+    let house = House::open(&options, config, dir).await?;
+    let display = Display::start(dir, &house.addresses);
+    let outcome = house.watch(options.exit_after, &display, begun, &shutdown).await;
+    let summary = house.summary(begun).await;
+    house.stop().await?;
+    outcome?;
+    if options.json {
+        println!("{}", summary?);
+    }
+    Ok(())
+}
+
+/// A role that runs in this process.
+struct Role {
+    name: &'static str,
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Role {
+    /// Starts a role; when it ends, whyever, `ended` is cancelled.
+    fn start<F>(
+        name: &'static str,
+        ended: &CancellationToken,
+        run: impl FnOnce(CancellationToken) -> F,
+    ) -> Self
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let stop = CancellationToken::new();
+        let (role, ended) = (run(stop.clone()), ended.clone());
+        let task = tokio::spawn(async move {
+            let _guard = ended.drop_guard();
+            role.await
+        });
+        Self { name, stop, task }
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.task.await?.with_context(|| format!("{} failed", self.name))
+    }
+}
+
+/// All that runs, and what there is to see of it.
+struct House {
+    /// In the order in which they stop.
+    roles: Vec<Role>,
+    /// Cancelled when some role ends by itself.
+    ended: CancellationToken,
+    addresses: Addresses,
+    wallet: Wallet,
+    pool: hashpit_pool::Monitor,
+    relay: Gauges,
+    mining: watch::Receiver<miner::Progress>,
+    claiming: watch::Receiver<Progress>,
+}
+
+impl House {
+    async fn open(options: &args::Up, mut config: Config, dir: &Path) -> anyhow::Result<Self> {
+        let ended = CancellationToken::new();
+        let relay_listener = config.listen.bind(Port::Relay).await?;
+        let relay_url: RelayUrl = format!("ws://{}", relay_listener.local_addr()?).parse()?;
+        let listeners = Listeners {
+            mint: config.listen.bind(Port::Mint).await?,
+            sv2: config.listen.bind(Port::Sv2).await?,
+        };
+        let sv2 = listeners.sv2.local_addr()?;
+
+        let wallet = Wallet::open_or_create(&dir.join("wallet"), rand::random).await?;
+        let relay = Relay::open(config.relay, &dir.join("relay"), Clock::system())?;
+        let gauges = relay.gauges();
+        config.pool.relays.insert(0, relay_url.clone());
+        let relays = config.pool.relays.clone();
+        let pool = Pool::open(config.pool, &dir.join("pool"), listeners).await?;
+        let addresses = Addresses {
+            relay: relay_url,
+            mint: pool.mint_url().to_string(),
+            sv2,
+            authority: pool.authority().to_string(),
+            pool: pool.public_key(),
+            miner: wallet.keys().public_key(),
+        };
+        let (monitor, pool_key) = (pool.monitor(), pool.public_key());
+
+        let (mine_progress, mining) = watch::channel(miner::Progress::default());
+        let (claim_progress, claiming) = watch::channel(Progress::default());
+        let mut roles = Vec::new();
+        if !options.no_miner {
+            let miner = miner_config(&addresses, config.miner.threads)?;
+            roles.push(Role::start("the miner", &ended, |stop| async move {
+                miner::mine(miner, mine_progress, stop).await;
+                Ok(())
+            }));
+        }
+        let claimer = wallet.clone();
+        roles.push(Role::start("the wallet", &ended, |stop| {
+            claim_for_ever(claimer, pool_key, relays, claim_progress, stop)
+        }));
+        roles.push(Role::start(
+            "the pool",
+            &ended,
+            |stop| async move { Ok(pool.serve(stop).await?) },
+        ));
+        roles.push(Role::start("the relay", &ended, |stop| async move {
+            Ok(relay.serve(relay_listener, stop).await?)
+        }));
+        Ok(Self { roles, ended, addresses, wallet, pool: monitor, relay: gauges, mining, claiming })
+    }
+
+    /// Shows progress until the milestone, a signal, or a role's end.
+    async fn watch(
+        &self,
+        milestone: Option<Milestone>,
+        display: &Display,
+        begun: Instant,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! { biased;
+                () = shutdown.cancelled() => return Ok(()),
+                () = self.ended.cancelled() => return Ok(()),
+                _ = tick.tick() => {}
+            }
+            let claiming = self.claiming.borrow().clone();
+            let mining = self.mining.borrow().clone();
+            display.show(begun.elapsed(), &self.pool.status(), &mining, &claiming);
+            match milestone {
+                Some(Milestone::Ehash) if claiming.received.get() > 0 => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// What has been reached, as one line of JSON.
+    async fn summary(&self, begun: Instant) -> anyhow::Result<serde_json::Value> {
+        let claimed = self.claiming.borrow().clone();
+        let epoch = claimed.epoch.context("the pool has not announced its epoch yet")?;
+        let status = self.pool.status();
+        Ok(json!({
+            "ehash": self.wallet.ehash(epoch).await?.get(),
+            "unit": epoch.to_string(),
+            "shares": status.totals.shares,
+            "blocks": status.height,
+            "relay_events": self.relay.stats().events_stored,
+            "seconds": begun.elapsed().as_secs(),
+        }))
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        let mut outcome = Ok(());
+        for role in self.roles {
+            outcome = outcome.and(role.stop().await);
+        }
+        outcome
+    }
+}
+
+fn miner_config(addresses: &Addresses, threads: usize) -> anyhow::Result<miner::Config> {
+    let authority = addresses.authority.parse();
+    Ok(miner::Config {
+        pool: addresses.sv2.to_string(),
+        authority: authority.map_err(|error| anyhow!("authority key: {error:?}"))?,
+        identity: MinerIdentity { miner: addresses.miner, worker: Some("cpu".to_owned()) },
+        threads: NonZeroUsize::new(threads).context("[miner] threads must be at least 1")?,
+        max_hashrate: None,
+    })
+}
+
+/// Claims until stopped, and begins again after a failure: the relay and the
+/// pool keep what is due.
+async fn claim_for_ever(
+    wallet: Wallet,
+    pool: PublicKey,
+    relays: Vec<RelayUrl>,
+    progress: watch::Sender<Progress>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    while !stop.is_cancelled() {
+        let attempt = issuance::claim(
+            &wallet,
+            pool,
+            &relays,
+            Until::Shutdown,
+            progress.clone(),
+            stop.clone(),
+        );
+        if let Err(error) = attempt.await {
+            warn!(%error, "claiming failed; trying again");
+            let _ = tokio::time::timeout(CLAIM_AGAIN, stop.cancelled()).await;
+        }
+    }
+    Ok(())
+}

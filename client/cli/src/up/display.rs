@@ -1,0 +1,116 @@
+//! What `hashpit up` shows: where everything listens, then a line of progress.
+//! On stderr, so that stdout is free for the result.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hashpit_client::issuance::Progress;
+use hashpit_client::miner;
+use hashpit_pool::Status;
+use nostr_sdk::{PublicKey, RelayUrl, ToBech32};
+
+use crate::wallet::short_unit;
+
+/// Without a terminal a line is printed at most this often.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where the roles are reached.
+#[derive(Debug)]
+pub struct Addresses {
+    pub relay: RelayUrl,
+    pub mint: String,
+    pub sv2: SocketAddr,
+    pub authority: String,
+    pub pool: PublicKey,
+    pub miner: PublicKey,
+}
+
+/// Prints progress.
+#[derive(Debug)]
+pub struct Display {
+    terminal: bool,
+    last: Mutex<Last>,
+}
+
+#[derive(Debug, Default)]
+struct Last {
+    at: Option<Duration>,
+    ehash: u64,
+    blocks: u32,
+}
+
+impl Display {
+    /// Prints the head.
+    pub fn start(dir: &Path, addresses: &Addresses) -> Self {
+        let Addresses { relay, mint, sv2, authority, pool, miner } = addresses;
+        let (Ok(pool), Ok(miner)) = (pool.to_bech32(), miner.to_bech32());
+        eprintln!("hashpit is up. Data in {}; Ctrl-C stops.\n", dir.display());
+        eprintln!("  relay      {relay}");
+        eprintln!("  mint       {mint}");
+        eprintln!("  Sv2        {sv2}");
+        eprintln!("  authority  {authority}");
+        eprintln!("  pool       {pool}");
+        eprintln!("  miner      {miner}");
+        eprintln!(
+            "\nAny Sv2 miner can join: user identity is an npub, perhaps with .worker behind."
+        );
+        eprintln!(
+            "The wallet's twelve words are in {}.\n",
+            dir.join("wallet/wallet.seed").display()
+        );
+        Self { terminal: stderr().is_terminal(), last: Mutex::default() }
+    }
+
+    /// Prints a line of progress if it is time for one.
+    pub fn show(
+        &self,
+        elapsed: Duration,
+        pool: &Status,
+        miner: &miner::Progress,
+        wallet: &Progress,
+    ) {
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let news = (wallet.received.get(), pool.height) != (last.ehash, last.blocks);
+        let due = last.at.is_none_or(|at| elapsed.saturating_sub(at) >= PLAIN_INTERVAL);
+        let first_ehash = last.ehash == 0 && wallet.received.get() > 0;
+        if !self.terminal && !due && !(news && first_ehash) {
+            return;
+        }
+        *last = Last { at: Some(elapsed), ehash: wallet.received.get(), blocks: pool.height };
+        let line = line(elapsed, pool, miner, wallet);
+        if self.terminal {
+            // Overwrite the line; a broken terminal is no reason to stop.
+            let _ = write!(stderr(), "\r\x1b[2K{line}");
+            let _ = stderr().flush();
+        } else {
+            eprintln!("{line}");
+        }
+    }
+}
+
+impl Drop for Display {
+    fn drop(&mut self) {
+        if self.terminal {
+            eprintln!();
+        }
+    }
+}
+
+fn line(elapsed: Duration, pool: &Status, miner: &miner::Progress, wallet: &Progress) -> String {
+    let seconds = elapsed.as_secs();
+    let unit = wallet.epoch.map(|epoch| short_unit(&epoch.to_string())).unwrap_or_default();
+    format!(
+        "{:02}:{:02}  {:.1} MH/s  shares {}  credit {} MH  issued {}  wallet {} {unit}  block {}",
+        seconds / 60,
+        seconds % 60,
+        miner.hashrate / 1e6,
+        pool.totals.shares,
+        pool.totals.work.get() / 1_000_000,
+        pool.totals.issued,
+        wallet.received,
+        pool.height,
+    )
+}

@@ -1,0 +1,348 @@
+//! The miner's side of EH-02: sends blanks ahead, turns batches of blind
+//! signatures into proofs, acknowledges them, and asks for what is missing.
+
+use std::time::Duration;
+
+use hashpit_mailbox::{Arrival, MESSAGE_LIFETIME, Mailbox, MailboxError};
+use hashpit_nips::eh01::EpochKeyset;
+use hashpit_nips::eh02::{self, Batch, MAX_ACKS, MinerMessage, PoolMessage, Statement};
+use hashpit_nips::{EpochId, HashUnits, kind};
+use nostr_sdk::{Event, Filter, PublicKey, RelayUrl, Timestamp};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::wallet::{Applied, EpochState, KnownPool, NewBlanks, Wallet, WalletError};
+
+/// Blanks that the pool should have. A batch uses as many as its amount has
+/// bits, mostly under ten; restoring from the seed looks no further than 100
+/// unused ones (NUT-13).
+const BLANKS: usize = 64;
+/// Top up when fewer are left.
+const FEW_BLANKS: usize = 32;
+/// How often to acknowledge, and to see whether something is missing.
+const TICK: Duration = Duration::from_millis(500);
+/// First and longest pause between two hellos that nobody answers.
+const HELLO: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// What is asked for again may be on its way: wait this long first.
+const GRACE: Duration = Duration::from_secs(3);
+/// Clocks differ, and relays deliver out of order.
+const OVERLAP: Duration = Duration::from_secs(10 * 60);
+
+/// When claiming is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// The pool owes nothing more; an error if that takes longer than this.
+    Settled(Duration),
+    /// Only at shutdown.
+    Shutdown,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The open epoch, once the pool has named it.
+    pub epoch: Option<EpochId>,
+    /// Units that have arrived in this epoch.
+    pub received: HashUnits,
+    /// Batches that have arrived in this epoch, without a gap.
+    pub batches: u64,
+    /// The pool's latest statement.
+    pub statement: Option<Statement>,
+}
+
+/// Why claiming stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// The wallet.
+    #[error(transparent)]
+    Wallet(#[from] WalletError),
+    /// The relays.
+    #[error(transparent)]
+    Mailbox(#[from] MailboxError),
+    /// Nothing was heard of the pool.
+    #[error(
+        "the pool has not answered in {0:?}; check its npub and relay, and whether it is running"
+    )]
+    Silence(Duration),
+    /// The pool answered and still owes ehash.
+    #[error("{received} ehash arrived in {waited:?} and more is due; run the same command again")]
+    Unsettled {
+        /// How long it was waited for.
+        waited: Duration,
+        /// Units that arrived in this epoch.
+        received: HashUnits,
+    },
+}
+
+/// Claims from `pool` through `relays`, and remembers both.
+pub async fn claim(
+    wallet: &Wallet,
+    pool: PublicKey,
+    relays: &[RelayUrl],
+    until: Until,
+    progress: watch::Sender<Progress>,
+    shutdown: CancellationToken,
+) -> Result<Progress, ClaimError> {
+    let known = wallet.pools().await?.into_iter().find(|known| known.pool == pool);
+    let oldest = Timestamp::now() - MESSAGE_LIFETIME;
+    let mut known = known.unwrap_or_else(|| KnownPool::new(pool, oldest));
+    known.relays = relays.to_vec();
+    wallet.remember(&known).await?;
+    let mailbox = Mailbox::connect(wallet.keys(), relays).await?;
+    let claim = Claim {
+        wallet,
+        known,
+        mailbox: mailbox.clone(),
+        progress,
+        epoch: None,
+        acks: Vec::new(),
+        hello_at: Instant::now(),
+        hello_pause: HELLO.0,
+        blanks_sent: None,
+        statement_at: None,
+        asked_again: None,
+    };
+    let outcome = claim.run(until, shutdown).await;
+    mailbox.close().await;
+    outcome
+}
+
+struct Claim<'a> {
+    wallet: &'a Wallet,
+    known: KnownPool,
+    mailbox: Mailbox,
+    progress: watch::Sender<Progress>,
+    epoch: Option<EpochState>,
+    /// Batches to acknowledge.
+    acks: Vec<u64>,
+    hello_at: Instant,
+    hello_pause: Duration,
+    blanks_sent: Option<Instant>,
+    statement_at: Option<Instant>,
+    asked_again: Option<Instant>,
+}
+
+impl Claim<'_> {
+    async fn run(
+        mut self,
+        until: Until,
+        shutdown: CancellationToken,
+    ) -> Result<Progress, ClaimError> {
+        let filter = Filter::new()
+            .kind(kind::ISSUANCE)
+            .author(self.known.pool)
+            .pubkey(self.wallet.keys().public_key())
+            .since(self.known.read_until - OVERLAP);
+        let mut inbox = self.mailbox.subscribe(filter).await?;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let begun = Instant::now();
+        let outcome = loop {
+            tokio::select! { biased;
+                () = shutdown.cancelled() => break Ok(()),
+                arrival = inbox.next() => match arrival {
+                    Some(Arrival::Event(event)) => self.read(&event).await?,
+                    Some(Arrival::Connected(_)) => {
+                        self.hello_pause = HELLO.0;
+                        self.hello().await;
+                    }
+                    None => break Ok(()),
+                },
+                _ = tick.tick() => self.look_after().await?,
+            }
+            if let Until::Settled(patience) = until {
+                if self.is_settled() {
+                    break Ok(());
+                }
+                if begun.elapsed() > patience {
+                    break Err(self.complaint(patience));
+                }
+            }
+        };
+        self.acknowledge().await;
+        self.wallet.remember(&self.known).await?;
+        outcome.map(|()| self.progress.borrow().clone())
+    }
+
+    async fn read(&mut self, event: &Event) -> Result<(), ClaimError> {
+        let message = match eh02::open::<PoolMessage>(event, self.mailbox.keys()) {
+            Ok(message) if event.pubkey == self.known.pool => message,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                warn!(event = %event.id, %error, "unreadable message dropped");
+                return Ok(());
+            }
+        };
+        match message {
+            PoolMessage::Keyset { event } => self.learn(&event).await?,
+            PoolMessage::Signatures(batch) => self.apply(batch).await?,
+            PoolMessage::Statement(statement) => self.compare(statement).await?,
+            PoolMessage::Refused { of, reason } => {
+                warn!(event = %of, reason, "the pool refused a message of ours");
+            }
+        }
+        self.known.read_until = self.known.read_until.max(event.created_at);
+        Ok(())
+    }
+
+    async fn learn(&mut self, event: &Event) -> Result<(), ClaimError> {
+        let announced = match EpochKeyset::decode(event) {
+            Ok(announced) if event.pubkey == self.known.pool && event.verify().is_ok() => announced,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                warn!(%error, "the pool sent a keyset that does not hold together");
+                return Ok(());
+            }
+        };
+        let Some(epoch) = self.wallet.learn(&announced).await? else {
+            warn!(
+                unit = %announced.epoch,
+                "the pool announced a second keyset for one epoch; no blanks are sent to it"
+            );
+            return Ok(());
+        };
+        self.adopt(epoch);
+        self.top_up().await
+    }
+
+    async fn apply(&mut self, batch: Batch) -> Result<(), ClaimError> {
+        let (unit, number) = (batch.unit, batch.batch);
+        if self.wallet.epoch(unit).await?.is_none() {
+            debug!(%unit, "signatures before their keyset; asking for it");
+            self.hello().await;
+            return Ok(());
+        }
+        match self.wallet.apply(batch).await {
+            Ok(Applied::New(units)) => info!(batch = number, %units, "ehash received"),
+            Ok(Applied::Known) => debug!(batch = number, "batch known already"),
+            Err(WalletError::BadSignatures(why)) => {
+                warn!(batch = number, why, "batch refused; it is not acknowledged");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.acks.push(number);
+        if let Some(epoch) = self.wallet.epoch(unit).await? {
+            self.adopt(epoch);
+        }
+        self.top_up().await
+    }
+
+    async fn compare(&mut self, statement: Statement) -> Result<(), ClaimError> {
+        self.statement_at = Some(Instant::now());
+        self.hello_pause = HELLO.1;
+        if let Some(epoch) = self.epoch.as_ref().filter(|epoch| epoch.unit == statement.unit) {
+            if epoch.contradicts(&statement) {
+                warn!(
+                    received = %epoch.received,
+                    issued = %statement.issued,
+                    "the pool's statement differs from what it sent"
+                );
+            }
+            let lacking = (statement.blanks as usize) < epoch.outstanding();
+            if lacking && self.blanks_sent.is_none_or(|sent| sent.elapsed() > GRACE) {
+                let unit = epoch.unit;
+                if let Some(blanks) = self.wallet.outstanding_blanks(unit).await? {
+                    self.send_blanks(blanks).await;
+                }
+            }
+        }
+        self.progress.send_modify(|progress| progress.statement = Some(statement));
+        Ok(())
+    }
+
+    /// Sends what has become due: acknowledgements, hellos, requests.
+    async fn look_after(&mut self) -> Result<(), ClaimError> {
+        self.acknowledge().await;
+        if self.is_missing_batches() && self.asked_again.is_none_or(|at| at.elapsed() > GRACE) {
+            self.asked_again = Some(Instant::now());
+            if let Some(EpochState { unit, next_batch, .. }) = self.epoch {
+                debug!(from = next_batch, "asking for batches again");
+                self.send(&MinerMessage::Resend { unit, from: next_batch }).await;
+            }
+        }
+        if self.hello_at.elapsed() >= self.hello_pause {
+            self.hello_pause = (self.hello_pause * 2).min(HELLO.1);
+            self.hello().await;
+            self.wallet.remember(&self.known).await?;
+        }
+        Ok(())
+    }
+
+    fn is_missing_batches(&self) -> bool {
+        let progress = self.progress.borrow();
+        let (Some(epoch), Some(statement)) = (&self.epoch, &progress.statement) else {
+            return false;
+        };
+        let settled = self.statement_at.is_some_and(|at| at.elapsed() > GRACE);
+        settled && epoch.unit == statement.unit && epoch.next_batch < statement.batches
+    }
+
+    fn is_settled(&self) -> bool {
+        let progress = self.progress.borrow();
+        let (Some(epoch), Some(statement)) = (&self.epoch, &progress.statement) else {
+            return false;
+        };
+        epoch.unit == statement.unit && epoch.is_settled(statement)
+    }
+
+    fn complaint(&self, waited: Duration) -> ClaimError {
+        let progress = self.progress.borrow();
+        match progress.statement {
+            None => ClaimError::Silence(waited),
+            Some(_) => ClaimError::Unsettled { waited, received: progress.received },
+        }
+    }
+
+    fn adopt(&mut self, epoch: EpochState) {
+        self.progress.send_modify(|progress| {
+            progress.epoch = Some(epoch.unit);
+            progress.received = epoch.received;
+            progress.batches = epoch.next_batch;
+        });
+        self.epoch = Some(epoch);
+    }
+
+    async fn top_up(&mut self) -> Result<(), ClaimError> {
+        let Some(epoch) = &self.epoch else { return Ok(()) };
+        if epoch.outstanding() >= FEW_BLANKS {
+            return Ok(());
+        }
+        let unit = epoch.unit;
+        if let Some(blanks) = self.wallet.new_blanks(unit, BLANKS).await? {
+            self.send_blanks(blanks).await;
+            self.epoch = self.wallet.epoch(unit).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_blanks(&mut self, blanks: NewBlanks) {
+        debug!(count = blanks.outputs.len(), "sending blanks");
+        self.blanks_sent = Some(Instant::now());
+        let NewBlanks { keyset, outputs } = blanks;
+        self.send(&MinerMessage::Blanks { keyset, outputs }).await;
+    }
+
+    async fn acknowledge(&mut self) {
+        let Some(unit) = self.epoch.as_ref().map(|epoch| epoch.unit) else { return };
+        while !self.acks.is_empty() {
+            let rest = self.acks.split_off(self.acks.len().min(MAX_ACKS));
+            let batches = std::mem::replace(&mut self.acks, rest);
+            self.send(&MinerMessage::Ack { unit, batches }).await;
+        }
+    }
+
+    async fn hello(&mut self) {
+        self.hello_at = Instant::now();
+        self.send(&MinerMessage::Hello {}).await;
+    }
+
+    /// Every message can be lost without harm: the next hello finds out.
+    async fn send(&self, message: &MinerMessage) {
+        if let Err(error) = self.mailbox.send(&self.known.pool, message).await {
+            debug!(%error, "message not sent");
+        }
+    }
+}

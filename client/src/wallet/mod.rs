@@ -1,0 +1,286 @@
+//! The wallet: one seed, ehash of any number of epochs, and what a crash may
+//! have left half done.
+//!
+//! Proofs, counters and swaps are cdk's, in `wallet.sqlite`; beside them, in
+//! the same database, stands how far the issuance of each epoch has come
+//! ([`epoch::EpochState`]). Several processes may use a wallet at once: each
+//! operation takes the wallet's file lock, and first finishes what an earlier
+//! process left undone.
+
+mod epoch;
+mod lock;
+mod pools;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cdk::mint_url::MintUrl;
+use cdk::nuts::{CurrencyUnit, State, Token};
+use cdk::wallet::{ReceiveOptions, SendOptions, WalletBuilder};
+use cdk::{Amount, Wallet as CdkWallet};
+use cdk_common::database::WalletDatabase;
+use cdk_sqlite::wallet::WalletSqliteDatabase;
+use hashpit_nips::seed_file::{self, SeedFileError};
+use hashpit_nips::{EpochId, HashUnits, Seed};
+use nostr_sdk::Keys;
+use serde::Serialize;
+
+pub(crate) use epoch::{Applied, EpochState, NewBlanks};
+use lock::Lock;
+pub use pools::KnownPool;
+
+/// Where our records stand in cdk's key-value table.
+const NAMESPACE: &str = "hashpit";
+
+/// cdk's wallet store.
+pub(crate) type Store = Arc<dyn WalletDatabase<cdk_common::database::Error> + Send + Sync>;
+
+/// Why the wallet could not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum WalletError {
+    /// There is no wallet here yet.
+    #[error("no wallet in {0}; make one with `hashpit wallet init`")]
+    None(PathBuf),
+    /// There is one already.
+    #[error("there is a wallet in {0} already; choose another --data-dir, or remove it yourself")]
+    Exists(PathBuf),
+    /// The directory cannot be used.
+    #[error("{path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The seed file.
+    #[error(transparent)]
+    Seed(#[from] SeedFileError),
+    /// Another process holds the wallet.
+    #[error("another hashpit process is using this wallet; try again when it is done")]
+    Busy,
+    /// The database failed.
+    #[error("wallet database: {0}")]
+    Database(#[from] cdk_common::database::Error),
+    /// A record that does not decode.
+    #[error("the wallet database holds a damaged record of {0}")]
+    Damaged(String),
+    /// cdk refused, or the mint did.
+    #[error("{0}")]
+    Cashu(#[from] cdk::Error),
+    /// The mint could not be reached.
+    #[error("the mint at {url} does not answer: {source}; is it running, and reachable from here?")]
+    Unreachable {
+        /// The mint.
+        url: MintUrl,
+        /// Why.
+        source: cdk::Error,
+    },
+    /// Not a Cashu token.
+    #[error("this is no Cashu token: {0}; paste the whole string that starts with cashuB")]
+    Token(String),
+    /// Not enough of a unit.
+    #[error("{available} available, {wanted} wanted; see `hashpit wallet balance`")]
+    Insufficient {
+        /// What there is.
+        available: HashUnits,
+        /// What was asked for.
+        wanted: HashUnits,
+    },
+    /// The unit must be named.
+    #[error("the wallet holds several units; name one of them with --unit: {0}")]
+    WhichUnit(String),
+    /// The keyset that signed is not known here.
+    #[error("unknown keyset {0}; the pool has to announce it first")]
+    UnknownKeyset(cdk::nuts::Id),
+    /// Signatures that are not what they should be.
+    #[error("the pool's signatures were refused: {0}")]
+    BadSignatures(&'static str),
+}
+
+/// An open wallet. Cheap to clone.
+#[derive(Clone)]
+pub struct Wallet {
+    dir: PathBuf,
+    seed: Seed,
+    store: Store,
+}
+
+/// What the wallet holds of one unit at one mint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Balance {
+    /// Cashu unit: `hash_02<pool>_<height>` for ehash.
+    pub unit: String,
+    /// The mint.
+    pub mint: String,
+    /// Spendable.
+    pub amount: u64,
+}
+
+/// A token that was received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Received {
+    /// Cashu unit.
+    pub unit: String,
+    /// The mint.
+    pub mint: String,
+    /// Units added, after the mint's fees.
+    pub amount: u64,
+}
+
+impl Wallet {
+    /// Makes a wallet in `dir`, from `entropy` of a secure generator.
+    pub async fn create(dir: &Path, entropy: [u8; 16]) -> Result<Self, WalletError> {
+        make_dir(dir)?;
+        if seed_file::read(&seed_path(dir))?.is_some() {
+            return Err(WalletError::Exists(dir.to_owned()));
+        }
+        let seed = seed_file::read_or_create(&seed_path(dir), || entropy)?;
+        Self::with_seed(dir, seed).await
+    }
+
+    /// Opens the wallet in `dir`.
+    pub async fn open(dir: &Path) -> Result<Self, WalletError> {
+        let seed = seed_file::read(&seed_path(dir))?;
+        let seed = seed.ok_or_else(|| WalletError::None(dir.to_owned()))?;
+        Self::with_seed(dir, seed).await
+    }
+
+    /// Opens the wallet in `dir`, making one if there is none.
+    pub async fn open_or_create(
+        dir: &Path,
+        entropy: impl FnOnce() -> [u8; 16],
+    ) -> Result<Self, WalletError> {
+        make_dir(dir)?;
+        let seed = seed_file::read_or_create(&seed_path(dir), entropy)?;
+        Self::with_seed(dir, seed).await
+    }
+
+    async fn with_seed(dir: &Path, seed: Seed) -> Result<Self, WalletError> {
+        let store = WalletSqliteDatabase::new(&dir.join("wallet.sqlite")).await?;
+        let wallet = Self { dir: dir.to_owned(), seed, store: Arc::new(store) };
+        drop(wallet.lock().await?);
+        Ok(wallet)
+    }
+
+    /// The words that everything derives from.
+    pub fn seed(&self) -> &Seed {
+        &self.seed
+    }
+
+    /// The miner's Nostr key (NIP-06, account 0): its npub is what it mines under.
+    pub fn keys(&self) -> Keys {
+        self.seed.nostr_keys(0)
+    }
+
+    /// What there is to spend, by unit and mint.
+    pub async fn balances(&self) -> Result<Vec<Balance>, WalletError> {
+        let proofs = self.store.get_proofs(None, None, Some(vec![State::Unspent]), None).await?;
+        let mut sums: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for proof in proofs {
+            let key = (proof.unit.to_string(), proof.mint_url.to_string());
+            *sums.entry(key).or_default() += u64::from(proof.proof.amount);
+        }
+        let balances = sums.into_iter().filter(|(_, amount)| *amount > 0);
+        Ok(balances.map(|((unit, mint), amount)| Balance { unit, mint, amount }).collect())
+    }
+
+    /// What there is to spend of an epoch's ehash.
+    pub async fn ehash(&self, epoch: EpochId) -> Result<HashUnits, WalletError> {
+        let unit = epoch.to_string();
+        let balances = self.balances().await?;
+        let mine = balances.iter().filter(|balance| balance.unit == unit);
+        Ok(HashUnits::new(mine.map(|balance| balance.amount).sum()))
+    }
+
+    /// Takes `amount` out of the wallet as a token (NUT-00, `cashuB…`). `unit`
+    /// may be left out while the wallet holds only one.
+    pub async fn send(&self, amount: u64, unit: Option<&str>) -> Result<Token, WalletError> {
+        let _lock = self.lock().await?;
+        let balance = self.choose(unit).await?;
+        if balance.amount < amount {
+            return Err(WalletError::Insufficient {
+                available: HashUnits::new(balance.amount),
+                wanted: HashUnits::new(amount),
+            });
+        }
+        let cdk = self.cdk(&balance.mint, &balance.unit)?;
+        let prepared = cdk
+            .prepare_send(Amount::from(amount), SendOptions::default())
+            .await
+            .map_err(|error| explain(error, &cdk.mint_url))?;
+        prepared.confirm(None).await.map_err(|error| explain(error, &cdk.mint_url))
+    }
+
+    /// Puts a token into the wallet: swaps it for proofs that only this wallet
+    /// knows (NUT-03).
+    pub async fn receive(&self, token: &str) -> Result<Received, WalletError> {
+        let invalid = |error: &dyn std::fmt::Display| WalletError::Token(error.to_string());
+        let parsed = Token::from_str(token.trim()).map_err(|error| invalid(&error))?;
+        let mint = parsed.mint_url().map_err(|error| invalid(&error))?.to_string();
+        let unit = parsed.unit().unwrap_or(CurrencyUnit::Sat).to_string();
+        let _lock = self.lock().await?;
+        let cdk = self.cdk(&mint, &unit)?;
+        let amount = cdk
+            .receive(token.trim(), ReceiveOptions::default())
+            .await
+            .map_err(|error| explain(error, &cdk.mint_url))?;
+        Ok(Received { unit, mint, amount: u64::from(amount) })
+    }
+
+    async fn choose(&self, unit: Option<&str>) -> Result<Balance, WalletError> {
+        let mut balances = self.balances().await?;
+        balances.retain(|balance| unit.is_none_or(|unit| balance.unit == unit));
+        // The same unit at two mints: the fuller one.
+        balances.sort_by(|a, b| a.unit.cmp(&b.unit).then(b.amount.cmp(&a.amount)));
+        balances.dedup_by(|a, b| a.unit == b.unit);
+        if balances.len() > 1 {
+            let units: Vec<_> = balances.into_iter().map(|balance| balance.unit).collect();
+            return Err(WalletError::WhichUnit(units.join(", ")));
+        }
+        let nothing =
+            WalletError::Insufficient { available: HashUnits::ZERO, wanted: HashUnits::new(1) };
+        balances.pop().ok_or(nothing)
+    }
+
+    fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
+        let invalid = |error: &dyn std::fmt::Display| WalletError::Token(error.to_string());
+        let wallet = WalletBuilder::new()
+            .mint_url(mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?)
+            .unit(CurrencyUnit::from_str(unit).map_err(|error| invalid(&error))?)
+            .localstore(self.store.clone())
+            .seed(self.seed.to_bytes())
+            .use_http_subscription()
+            .target_proof_count(1)
+            .build()?;
+        Ok(wallet)
+    }
+
+    /// Takes the wallet's lock, and finishes what a crash left half done.
+    pub(crate) async fn lock(&self) -> Result<Lock, WalletError> {
+        let lock = Lock::take(&self.dir).await?;
+        for mut epoch in self.epochs().await? {
+            epoch.recover(&self.store, &self.seed).await?;
+        }
+        Ok(lock)
+    }
+}
+
+fn seed_path(dir: &Path) -> PathBuf {
+    dir.join("wallet.seed")
+}
+
+fn make_dir(dir: &Path) -> Result<(), WalletError> {
+    std::fs::create_dir_all(dir)
+        .map_err(|source| WalletError::Directory { path: dir.to_owned(), source })
+}
+
+fn explain(error: cdk::Error, mint: &MintUrl) -> WalletError {
+    match error {
+        cdk::Error::HttpError(None, _) => {
+            WalletError::Unreachable { url: mint.clone(), source: error }
+        }
+        other => WalletError::Cashu(other),
+    }
+}

@@ -1,0 +1,12 @@
+//! What whole-system tests are made of: hashpit's roles in this process, and
+//! peers that stand outside and talk to them.
+//!
+//! | module | what lives in it |
+//! |---|---|
+//! | [`house`] | a relay and a pool on free loopback ports |
+//! | [`sv1_miner`] | a Stratum V1 CPU miner, to mine under a translator |
+//! | [`sv2_peer`] | a raw Sv2 client, well-behaved or not |
+
+pub mod house;
+pub mod sv1_miner;
+pub mod sv2_peer;
