@@ -89,12 +89,16 @@ pub struct Limits {
     pub ingest_queue: usize,
     /// Queries that run at once. Others wait their turn.
     pub max_running_queries: usize,
+    /// Bytes of disk that are left free: events are refused before the engine's
+    /// own background work runs out of room, which neither engine survives well.
+    pub disk_reserve_bytes: u64,
     /// Seconds between pings. A connection silent for two of them is closed.
     pub ping_seconds: u64,
     /// Seconds that a client may take to accept what we send to it.
     pub write_timeout_seconds: u64,
     /// Seconds that stopping may take before what is left is abandoned. Nothing
-    /// acknowledged is ever at risk.
+    /// acknowledged is ever at risk. More than a write may take, or one client
+    /// that does not read could use it up.
     pub stop_timeout_seconds: u64,
 }
 
@@ -120,9 +124,25 @@ impl Default for Limits {
             live_queue: 1_024,
             ingest_queue: 64,
             max_running_queries: 4,
+            disk_reserve_bytes: 1 << 30,
             ping_seconds: 30,
             write_timeout_seconds: 10,
-            stop_timeout_seconds: 10,
+            stop_timeout_seconds: 15,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_set_has_its_default_and_what_is_unknown_is_refused() {
+        let config: Config =
+            serde_json::from_str(r#"{"store": "sled", "limits": {"max_limit": 7}}"#).unwrap();
+        assert_eq!((config.store, config.limits.max_limit), (Engine::Sled, 7));
+        assert_eq!(config.limits.max_filters, Limits::default().max_filters);
+        assert!(serde_json::from_str::<Config>(r#"{"stoer": "sled"}"#).is_err());
+        assert!(serde_json::from_str::<Config>(r#"{"limits": {"max_limits": 7}}"#).is_err());
     }
 }

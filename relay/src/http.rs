@@ -1,8 +1,8 @@
 //! The HTTP face of the relay: upgrades, the NIP-11 document, a word for
 //! browsers, and `/health`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use axum::Router;
 use axum::extract::State;
@@ -34,14 +34,16 @@ const CORS: [(&str, &str); 3] = [
 
 #[derive(Clone)]
 struct App {
-    shared: Arc<Shared>,
+    /// Weak, so that a client in the middle of a request holds nothing open when
+    /// the relay stops.
+    shared: Weak<Shared>,
     sessions: TaskTracker,
     last_session: Arc<AtomicU64>,
 }
 
 /// The relay's routes; their sessions are counted by `sessions`.
-pub(crate) fn router(shared: Arc<Shared>, sessions: TaskTracker) -> Router {
-    let app = App { shared, sessions, last_session: Arc::default() };
+pub(crate) fn router(shared: &Arc<Shared>, sessions: TaskTracker) -> Router {
+    let app = App { shared: Arc::downgrade(shared), sessions, last_session: Arc::default() };
     Router::new()
         .route("/", get(root).options(|| async { (CORS, StatusCode::NO_CONTENT) }))
         .route("/health", get(|| async { "ok" }))
@@ -53,15 +55,18 @@ async fn root(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let Some(shared) = app.shared.upgrade() else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
     if let Ok(upgrade) = upgrade {
-        return connect(app, &headers, upgrade);
+        return connect(&app, shared, &headers, upgrade);
     }
     let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     if accepts.is_some_and(|accept| accept.contains(NIP_11)) {
-        let document = document(&app.shared.config).to_string();
+        let document = document(&shared.config).to_string();
         return (CORS, [(header::CONTENT_TYPE, NIP_11)], document).into_response();
     }
-    let config = &app.shared.config;
+    let config = &shared.config;
     let text = format!(
         "{}\n\n{}\n\nThis is a Nostr relay: connect to it with a Nostr client.\n",
         config.name, config.description
@@ -69,10 +74,15 @@ async fn root(
     (CORS, text).into_response()
 }
 
-fn connect(app: App, headers: &HeaderMap, upgrade: WebSocketUpgrade) -> Response {
+fn connect(
+    app: &App,
+    shared: Arc<Shared>,
+    headers: &HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
     let id = app.last_session.fetch_add(1, Ordering::Relaxed) + 1;
-    let max_message = app.shared.config.limits.max_message_bytes;
-    let host = relay_host(&app.shared.config, headers);
+    let max_message = shared.config.limits.max_message_bytes;
+    let host = relay_host(&shared.config, headers);
     // Held by the session: stopping waits for it.
     let token = app.sessions.token();
     upgrade
@@ -81,7 +91,7 @@ fn connect(app: App, headers: &HeaderMap, upgrade: WebSocketUpgrade) -> Response
         .max_message_size(max_message)
         .max_frame_size(max_message)
         .on_upgrade(move |socket| async move {
-            Session::open(id, app.shared, socket, host).await.run().await;
+            Session::open(id, shared, socket, host).await.run().await;
             drop(token);
         })
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -86,7 +86,7 @@ impl Relay {
     /// Opens the store in `dir`, creating it if there is none. A damaged one is
     /// an error that says what to do.
     pub fn open(config: Config, dir: &Path, clock: Clock) -> Result<Self, Error> {
-        let store = EventStore::open(config.store, dir)?;
+        let store = EventStore::open(config.store, dir, config.limits.disk_reserve_bytes)?;
         let connections = Connections::new(&config.limits);
         tracing::info!(events = store.reader().events(), engine = ?config.store, "store opened");
         Ok(Self { config, clock, store, connections })
@@ -110,12 +110,13 @@ impl Relay {
         let gate = Gate { listener, connections: Arc::clone(&self.connections) };
         let mut threads = Threads::default();
         let stop = shutdown.child_token();
+        // Whoever drops this future stops the relay too.
+        let _guard = stop.clone().drop_guard();
         let shared = self.start(&mut threads, stop.clone())?;
         let sessions = TaskTracker::new();
-        let app = http::router(shared, sessions.clone());
-        let graceful =
-            axum::serve(gate, app).with_graceful_shutdown(stop.clone().cancelled_owned());
-        let mut server = tokio::spawn(graceful.into_future());
+        let app = http::router(&shared, sessions.clone());
+        let server = axum::serve(gate, app).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let server = AbortOnDropHandle::new(tokio::spawn(server.into_future()));
 
         let died = tokio::select! {
             biased;
@@ -126,12 +127,10 @@ impl Relay {
         sessions.close();
         let stopped = timeout(Duration::from_secs(deadline), async {
             sessions.wait().await;
-            // Connections that are in the middle of a request keep it waiting.
-            let _ = (&mut server).await;
+            drop((shared, server));
             threads.all_ended().await;
         });
         let stopped = stopped.await;
-        server.abort();
         match (died, stopped) {
             (Some(name), _) => Err(Error::Thread(name)),
             (None, Err(_)) => Err(Error::Deadline(deadline)),

@@ -44,7 +44,7 @@ pub(crate) enum Reply {
     /// It does not verify, or was not even an event with an id.
     Invalid { id: Option<EventId>, reason: String },
     /// An `AUTH` answer: the key that it proves, or why it proves none.
-    Auth { id: EventId, proven: Result<PublicKey, String> },
+    Auth { id: Option<EventId>, proven: Result<PublicKey, String> },
 }
 
 /// One of the threads.
@@ -106,7 +106,9 @@ impl Verifier {
         message: &str,
         viewer: &Viewer,
     ) -> Result<Event, Reply> {
-        let event = self.verified(checker, message)?;
+        let event = self
+            .verified(checker, message)
+            .map_err(|Unverified { id, reason }| Reply::Invalid { id, reason })?;
         match admission::check(&event, viewer, self.clock.now(), &self.limits) {
             Ok(()) => Ok(event),
             Err(refusal) => {
@@ -119,26 +121,31 @@ impl Verifier {
     fn check_auth(&self, checker: &mut Checker, message: &str, challenge: &Challenge) -> Reply {
         let event = match self.verified(checker, message) {
             Ok(event) => event,
-            Err(reply) => return reply,
+            Err(Unverified { id, reason }) => return Reply::Auth { id, proven: Err(reason) },
         };
         let max_age = self.limits.max_auth_age_seconds;
         let proven = authentication::check(&event, challenge, self.clock.now(), max_age);
-        Reply::Auth { id: event.id(), proven: proven.map_err(|error| error.to_string()) }
+        Reply::Auth { id: Some(event.id()), proven: proven.map_err(|error| error.to_string()) }
     }
 
     /// The event in an `EVENT` or `AUTH` message, its signature checked.
-    fn verified(&self, checker: &mut Checker, message: &str) -> Result<Event, Reply> {
+    fn verified(&self, checker: &mut Checker, message: &str) -> Result<Event, Unverified> {
         let json = match ClientMessage::parse(message, &self.limits) {
             Ok(ClientMessage::Event(json) | ClientMessage::Auth(json)) => json,
-            Ok(_) => return Err(invalid(None, "only events are checked here")),
-            Err(error) => return Err(Reply::Invalid { id: None, reason: error.to_string() }),
+            Ok(_) => unreachable!("sessions hand over EVENT and AUTH messages only"),
+            Err(error) => return Err(Unverified { id: None, reason: error.to_string() }),
         };
-        checker.check(json).map_err(|error| invalid(claimed_id(json), error))
+        checker.check(json).map_err(|error| Unverified {
+            id: claimed_id(json).map(EventId::from_byte_array),
+            reason: format!("invalid: {error}"),
+        })
     }
 }
 
-fn invalid(id: Option<[u8; 32]>, why: impl std::fmt::Display) -> Reply {
-    Reply::Invalid { id: id.map(EventId::from_byte_array), reason: format!("invalid: {why}") }
+/// An event that is not what it claims to be.
+struct Unverified {
+    id: Option<EventId>,
+    reason: String,
 }
 
 /// Hands a connection what it is owed; if it is gone, nobody is.

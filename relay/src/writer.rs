@@ -58,11 +58,12 @@ impl Writer {
                     let batch = self.gather(first);
                     self.write(batch);
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.sweep();
-                    next_sweep = Instant::now() + SWEEP_EVERY;
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if Instant::now() >= next_sweep {
+                self.sweep();
+                next_sweep = Instant::now() + SWEEP_EVERY;
             }
         }
     }

@@ -10,6 +10,7 @@
 mod fjall;
 #[cfg(test)]
 pub(crate) mod memory;
+mod reserve;
 mod sled;
 mod slot;
 
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+
+use self::reserve::Reserve;
 
 /// Which embedded engine keeps the events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -55,6 +58,19 @@ pub enum KvError {
     Locked {
         /// Its folder.
         dir: PathBuf,
+    },
+    /// Less room than the reserve that engines need for their own work.
+    #[error(
+        "the disk of {} has {free} bytes left, fewer than the reserve of {reserve}; make room",
+        dir.display()
+    )]
+    NoRoom {
+        /// The database's folder.
+        dir: PathBuf,
+        /// Bytes free now.
+        free: u64,
+        /// Bytes that must stay free.
+        reserve: u64,
     },
     /// The file system refused, for example because the disk is full.
     #[error("the disk refused: {0}")]
@@ -131,13 +147,18 @@ pub(crate) trait Kv: Send + Sync {
     fn commit(&self, batch: Batch) -> Result<(), KvError>;
 }
 
-/// Opens `engine`'s database in `dir`, creating it if there is none.
-pub(crate) fn open(engine: Engine, dir: &Path) -> Result<Arc<dyn Kv>, KvError> {
+/// Opens `engine`'s database in `dir`, creating it if there is none. It refuses
+/// to write when fewer than `reserve_bytes` are free on the disk.
+pub(crate) fn open(engine: Engine, dir: &Path, reserve_bytes: u64) -> Result<Arc<dyn Kv>, KvError> {
     std::fs::create_dir_all(dir)?;
     Ok(match engine {
-        Engine::Fjall => Arc::new(fjall::FjallKv::open(dir)?),
-        Engine::Sled => Arc::new(sled::SledKv::open(dir)?),
+        Engine::Fjall => reserved(fjall::FjallKv::open(dir)?, dir, reserve_bytes),
+        Engine::Sled => reserved(sled::SledKv::open(dir)?, dir, reserve_bytes),
     })
+}
+
+fn reserved(kv: impl Kv + 'static, dir: &Path, bytes: u64) -> Arc<dyn Kv> {
+    Arc::new(Reserve { kv, dir: dir.to_owned(), bytes })
 }
 
 /// Runs an engine's call and turns a panic into its message: both engines
@@ -173,7 +194,7 @@ mod tests {
         check(&memory::MemoryKv::default());
         for engine in [Engine::Fjall, Engine::Sled] {
             let dir = tempfile::tempdir().unwrap();
-            check(&*open(engine, dir.path()).unwrap());
+            check(&*open(engine, dir.path(), 0).unwrap());
         }
     }
 
@@ -206,8 +227,8 @@ mod tests {
     fn what_was_committed_is_there_after_reopening() {
         for engine in [Engine::Fjall, Engine::Sled] {
             let dir = tempfile::tempdir().unwrap();
-            filled(&*open(engine, dir.path()).unwrap());
-            let kv = open(engine, dir.path()).unwrap();
+            filled(&*open(engine, dir.path(), 0).unwrap());
+            let kv = open(engine, dir.path(), 0).unwrap();
             assert_eq!(keys(&*kv, Order::Forward, 100), [2, 3, 4, 5, 6]);
         }
     }
@@ -215,7 +236,7 @@ mod tests {
     #[test]
     fn a_second_opener_is_told_so() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = open(Engine::Fjall, dir.path()).unwrap();
-        assert!(matches!(open(Engine::Fjall, dir.path()), Err(KvError::Locked { .. })));
+        let _first = open(Engine::Fjall, dir.path(), 0).unwrap();
+        assert!(matches!(open(Engine::Fjall, dir.path(), 0), Err(KvError::Locked { .. })));
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use futures_util::SinkExt;
+use nostr::{EventId, PublicKey};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -132,12 +133,16 @@ impl Session {
         self.shared.hub.leave(self.id).await;
         tracing::debug!(session = self.id, ?end, "connection closed");
         if let End::Told(code, reason) = end {
-            let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
-            self.outbox = vec![message::notice(&format!("error: {reason}")).into()];
-            let _ = self.flush().await;
             // It may be gone already, or not read; both are its own affair.
-            let _ = timeout(GOODBYE, self.socket.send(Message::Close(Some(frame)))).await;
+            let _ = timeout(GOODBYE, self.say_goodbye(code, reason)).await;
         }
+    }
+
+    async fn say_goodbye(&mut self, code: u16, reason: &'static str) -> Result<(), axum::Error> {
+        let notice = message::notice(&format!("error: {reason}"));
+        self.socket.send(Message::Text(notice.into())).await?;
+        let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
+        self.socket.send(Message::Close(Some(frame))).await
     }
 
     async fn serve(&mut self) -> Result<(), End> {
@@ -185,14 +190,8 @@ impl Session {
                 Reply::Ok { id, accepted, reason } => {
                     self.push(message::ok(&id, accepted, &reason))
                 }
-                Reply::Invalid { id, reason } => {
-                    self.push(match id {
-                        Some(id) => message::ok(&id, false, &reason),
-                        None => message::notice(&reason),
-                    });
-                    self.strike()?;
-                }
-                Reply::Auth { id, proven } => self.on_auth_reply(&id, proven).await,
+                Reply::Invalid { id, reason } => self.refuse(id, &reason)?,
+                Reply::Auth { id, proven } => self.on_auth_reply(id, proven).await?,
             }
         }
         Ok(())
@@ -200,26 +199,35 @@ impl Session {
 
     async fn on_auth_reply(
         &mut self,
-        id: &nostr::EventId,
-        proven: Result<nostr::PublicKey, String>,
-    ) {
+        id: Option<EventId>,
+        proven: Result<PublicKey, String>,
+    ) -> Result<(), End> {
         self.intake.authenticating = false;
-        let proven = proven.and_then(|key| {
+        let key = match proven {
+            Ok(key) => key,
+            Err(reason) => return self.refuse(id, &reason),
+        };
+        if !self.viewer.is(&key) {
             let known = self.viewer.keys();
-            if known.contains(&key) || known.len() < self.limits().max_auth_keys {
-                return Ok(key);
+            if known.len() >= self.limits().max_auth_keys {
+                return self.refuse(id, "restricted: no more keys here; open another connection");
             }
-            Err("restricted: no more keys for this connection; open another".to_owned())
-        });
-        match proven {
-            Ok(key) if self.viewer.is(&key) => self.push(message::ok(id, true, "")),
-            Ok(key) => {
-                self.viewer = Viewer::new([self.viewer.keys(), &[key]].concat());
-                self.shared.hub.authenticated(self.id, self.viewer.clone()).await;
-                self.push(message::ok(id, true, ""));
-            }
-            Err(reason) => self.push(message::ok(id, false, &reason)),
+            self.viewer = Viewer::new([known, &[key]].concat());
+            self.shared.hub.authenticated(self.id, self.viewer.clone()).await;
         }
+        if let Some(id) = id {
+            self.push(message::ok(&id, true, ""));
+        }
+        Ok(())
+    }
+
+    /// Refuses what does not verify or proves nothing, and counts it.
+    fn refuse(&mut self, id: Option<EventId>, reason: &str) -> Result<(), End> {
+        self.push(match id {
+            Some(id) => message::ok(&id, false, reason),
+            None => message::notice(reason),
+        });
+        self.strike()
     }
 
     fn on_live(&mut self, deliveries: &mut Vec<Delivery>) -> Result<(), End> {

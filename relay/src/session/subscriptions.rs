@@ -98,3 +98,51 @@ impl Subscriptions {
         std::iter::once(message::eose(&open.name)).chain(events).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nostr::{EventBuilder, JsonUtil, Keys};
+
+    use super::*;
+    use crate::event::json::Checker;
+
+    fn delivery(sequence: u64) -> Delivery {
+        let event = EventBuilder::text_note("x").sign_with_keys(&Keys::generate()).unwrap();
+        let event = Checker::default().check(&event.as_json()).unwrap();
+        Delivery { subscription: 1, published: Published::new(event, sequence) }
+    }
+
+    fn subscriptions() -> Subscriptions {
+        let mut open = Subscriptions::new(&Limits { live_queue: 2, ..Limits::default() });
+        open.open("name".to_owned(), 1, 10);
+        open
+    }
+
+    #[test]
+    fn what_the_query_tells_is_not_told_live() {
+        let mut open = subscriptions();
+        assert_eq!(open.end_of_stored(1), [message::eose("name")]);
+        assert_eq!(open.deliver(delivery(10)).unwrap(), None);
+        assert!(open.deliver(delivery(11)).unwrap().is_some());
+    }
+
+    #[test]
+    fn live_events_wait_for_eose_up_to_a_limit() {
+        let mut open = subscriptions();
+        assert_eq!(open.deliver(delivery(11)).unwrap(), None);
+        assert_eq!(open.deliver(delivery(12)).unwrap(), None);
+        assert!(open.deliver(delivery(13)).is_err());
+        let texts = open.end_of_stored(1);
+        assert_eq!((texts.len(), texts[0].as_str()), (3, r#"["EOSE","name"]"#));
+        assert!(open.deliver(delivery(14)).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_closed_subscription_gets_nothing() {
+        let mut open = subscriptions();
+        open.deliver(delivery(11)).unwrap();
+        assert_eq!((open.close("name"), open.close("name")), (Some(1), None));
+        assert_eq!(open.deliver(delivery(12)).unwrap(), None);
+        assert_eq!(open.held, 0);
+    }
+}

@@ -79,9 +79,10 @@ impl Counters {
 }
 
 impl EventStore {
-    /// Opens the store in `dir`, creating it if there is none.
-    pub fn open(engine: Engine, dir: &Path) -> Result<Self, StoreError> {
-        Self::over(kv::open(engine, dir)?)
+    /// Opens the store in `dir`, creating it if there is none. It refuses to
+    /// write when fewer than `reserve_bytes` are free on the disk.
+    pub fn open(engine: Engine, dir: &Path, reserve_bytes: u64) -> Result<Self, StoreError> {
+        Self::over(kv::open(engine, dir, reserve_bytes)?)
     }
 
     /// A store over `kv`.
@@ -160,5 +161,56 @@ fn last_sequence(kv: &dyn Kv) -> Result<u64, StoreError> {
     match kv.page(&start..&end, Order::Reverse, 1)?.first() {
         Some((key, _)) => keys::sequence(key).ok_or(StoreError::Damaged("event key")),
         None => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nostr::{EventBuilder, JsonUtil, Keys, Timestamp};
+
+    use super::*;
+    use crate::event::json::Checker;
+    use crate::filter::Filter;
+    use crate::kv::memory::MemoryKv;
+    use crate::visibility::Viewer;
+
+    fn note() -> Event {
+        let event = EventBuilder::text_note("x").sign_with_keys(&Keys::generate()).unwrap();
+        Checker::default().check(&event.as_json()).unwrap()
+    }
+
+    #[test]
+    fn a_query_sees_events_up_to_its_watermark() {
+        let mut store = EventStore::over(Arc::new(MemoryKv::default())).unwrap();
+        let reader = store.reader();
+        for _ in 0..3 {
+            let mut transaction = store.begin();
+            transaction.insert(&note()).unwrap();
+            transaction.commit().unwrap();
+        }
+        let now = Timestamp::now();
+        for watermark in 0..=reader.last_sequence() {
+            let filters = [Filter::default()];
+            let query = Query::new(&reader, &filters, Viewer::default(), watermark, now);
+            let page = query.unwrap().next_page(usize::MAX, usize::MAX).unwrap();
+            assert_eq!((page.events.len() as u64, page.done), (watermark, true));
+        }
+    }
+
+    #[test]
+    fn a_transaction_that_is_dropped_changes_nothing() {
+        let mut store = EventStore::over(Arc::new(MemoryKv::default())).unwrap();
+        store.begin().insert(&note()).unwrap();
+        let audit = store.reader().audit().unwrap();
+        assert_eq!(audit, Audit { events: 0, mismatches: 0 });
+    }
+
+    #[test]
+    fn another_format_is_refused() {
+        let kv = Arc::new(MemoryKv::default());
+        let mut batch = Batch::default();
+        batch.put(keys::FORMAT.to_vec(), vec![FORMAT + 1]);
+        kv.commit(batch).unwrap();
+        assert!(matches!(EventStore::over(kv), Err(StoreError::Format(Some(2)))));
     }
 }

@@ -262,7 +262,7 @@ proptest! {
         let viewer = viewer.map(keys);
         for engine in ENGINES {
             let dir = tempfile::tempdir().unwrap();
-            let mut store = EventStore::open(engine, dir.path()).unwrap();
+            let mut store = EventStore::open(engine, dir.path(), 0).unwrap();
             let mut model = Model::default();
             let mut transaction = store.begin();
             for (event, plan) in events.iter().zip(&plans) {
@@ -295,7 +295,7 @@ proptest! {
             let audit = store.reader().audit().unwrap();
             prop_assert_eq!((audit.events, audit.mismatches), (model.stored.len() as u64, 0));
             drop(store);
-            let store = EventStore::open(engine, dir.path()).unwrap();
+            let store = EventStore::open(engine, dir.path(), 0).unwrap();
             prop_assert_eq!(store.reader().audit().unwrap(), audit);
         }
     }

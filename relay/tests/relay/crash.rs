@@ -80,7 +80,7 @@ impl Drop for ChildRelay {
 /// Mostly notes; every fifth event replaces the one before it.
 fn events(keys: &Keys, rng: &mut StdRng, count: usize) -> Vec<Event> {
     let make = |n: usize| {
-        let kind = if n % 5 == 0 { 10_002 } else { 1 };
+        let kind = if n.is_multiple_of(5) { 10_002 } else { 1 };
         let tags = [tag(&["t", "crash"]), tag(&["r", &rng.random::<u64>().to_string()])];
         event(keys, kind, NOW + n as u64, tags, &"x".repeat(rng.random_range(0..600)))
     };
@@ -141,7 +141,7 @@ async fn a_killed_relay_has_everything_that_it_acknowledged() {
             assert!(acked.len() >= kill_after, "{engine:?} round {round}: {}", acked.len());
             acknowledged.extend(acked.into_iter().filter(|id| notes.contains(id)));
 
-            let reader = EventStore::open(engine, dir.path()).unwrap().reader();
+            let reader = EventStore::open(engine, dir.path(), 0).unwrap().reader();
             let lost = acknowledged.iter().filter(|id| reader.get(id).unwrap().is_none()).count();
             assert_eq!(lost, 0, "{engine:?} round {round} of seed {seed}");
             let audit = reader.audit().unwrap();

@@ -14,7 +14,7 @@ use crate::harness::{ENGINES, NOW, event, tag};
 
 fn fill(engine: Engine, dir: &Path) {
     let keys = Keys::generate();
-    let mut store = EventStore::open(engine, dir).unwrap();
+    let mut store = EventStore::open(engine, dir, 0).unwrap();
     for n in 0..20 {
         let mut transaction = store.begin();
         for m in 0..10 {
@@ -28,7 +28,7 @@ fn fill(engine: Engine, dir: &Path) {
 
 /// Opens, reads everything and writes.
 fn use_store(engine: Engine, dir: &Path) -> Result<u64, StoreError> {
-    let mut store = EventStore::open(engine, dir)?;
+    let mut store = EventStore::open(engine, dir, 0)?;
     let reader = store.reader();
     let now = Timestamp::from_secs(NOW);
     let last = reader.last_sequence();
@@ -106,6 +106,6 @@ fn no_damage_ends_in_a_panic() {
 fn an_unknown_format_is_named() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("version"), b"FJL\x09").unwrap();
-    let error = EventStore::open(Engine::Fjall, dir.path()).err().unwrap().to_string();
+    let error = EventStore::open(Engine::Fjall, dir.path(), 0).err().unwrap().to_string();
     assert!(error.contains("cannot be opened") && error.contains("empty one"), "{error}");
 }

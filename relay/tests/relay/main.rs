@@ -9,4 +9,3 @@ mod harness;
 mod lifetimes;
 mod privacy;
 mod protocol;
-mod zz_full;

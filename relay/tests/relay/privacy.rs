@@ -2,8 +2,10 @@
 //! stored and live delivery agree.
 
 use crate::harness::{NOW, TestRelay, as_value, event, note, tag};
+use futures_util::SinkExt;
 use nostr::{Event, Keys};
 use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
 
 fn wrap(kind: u16, to: &Keys) -> Event {
     event(&Keys::generate(), kind, NOW, [tag(&["p", &to.public_key().to_hex()])], "sealed")
@@ -112,8 +114,12 @@ async fn what_follows_an_auth_is_judged_after_it() {
     let mut client = relay.client().await;
     client.store(&wrap(1059, &keys)).await;
     let answer = client.auth_answer(&keys, &format!("ws://{}", relay.addr));
-    client.send(json!(["AUTH", as_value(&answer)])).await;
-    client.req("inbox", &[json!({"kinds": [1059]})]).await;
+    // In one packet: the relay has both before it can have checked the first.
+    let auth = json!(["AUTH", as_value(&answer)]).to_string();
+    let req = json!(["REQ", "inbox", {"kinds": [1059]}]).to_string();
+    client.socket.feed(Message::text(auth)).await.unwrap();
+    client.socket.feed(Message::text(req)).await.unwrap();
+    client.socket.flush().await.unwrap();
     assert!(client.ok_of(&answer).await.0);
     assert_eq!(client.until_eose("inbox").await.len(), 1);
 }
@@ -144,6 +150,21 @@ async fn wrong_answers_prove_nothing() {
     // An answer is no publication: it would prove the key to whoever reads it.
     let answer = client.auth_answer(&keys, &here);
     assert!(!client.publish(&answer).await.0);
+}
+
+#[tokio::test]
+async fn an_auth_that_does_not_verify_is_answered_and_no_more() {
+    let relay = TestRelay::start().await;
+    let keys = Keys::generate();
+    let mut client = relay.client().await;
+    let answer = client.auth_answer(&keys, &format!("ws://{}/", relay.addr));
+    let mut forged = as_value(&answer);
+    forged["pubkey"] = json!(Keys::generate().public_key());
+    client.send(json!(["AUTH", forged])).await;
+    assert!(!client.ok_of(&answer).await.0);
+    client.send(json!(["AUTH", "no event"])).await;
+    assert_eq!(client.recv().await[0], "NOTICE");
+    client.authenticate(&keys).await;
 }
 
 #[tokio::test]

@@ -302,6 +302,29 @@ async fn a_long_answer_comes_whole() {
     assert_eq!(client.ids(json!({"authors": [keys.public_key()], "limit": 5})).await.len(), 5);
 }
 
+#[tokio::test]
+async fn every_query_ends_with_eose_however_many_wait() {
+    let relay = TestRelay::with(|config| config.limits.max_running_queries = 1).await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        clients.push(relay.client().await);
+    }
+    let keys = Keys::generate();
+    for n in 0..50 {
+        clients[0].store(&event(&keys, 1, NOW, [], &n.to_string())).await;
+    }
+    for client in &mut clients {
+        for n in 0..20 {
+            client.req(&n.to_string(), &[json!({"authors": [keys.public_key()]})]).await;
+        }
+    }
+    for client in &mut clients {
+        for n in 0..20 {
+            assert_eq!(client.until_eose(&n.to_string()).await.len(), 50);
+        }
+    }
+}
+
 /// What a plain HTTP client gets.
 async fn http(client: &TestRelay, head: &str) -> (String, String) {
     let mut stream = TcpStream::connect(client.addr).await.unwrap();
@@ -313,6 +336,19 @@ async fn http(client: &TestRelay, head: &str) -> (String, String) {
     stream.read_to_string(&mut text).await.unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     (head.to_lowercase(), body.to_owned())
+}
+
+#[tokio::test]
+async fn half_a_request_does_not_hold_up_stopping() {
+    let relay = TestRelay::with(|config| config.limits.stop_timeout_seconds = 5).await;
+    let _idle = TcpStream::connect(relay.addr).await.unwrap();
+    let mut half = TcpStream::connect(relay.addr).await.unwrap();
+    half.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+    while relay.gauges.stats().connections < 2 {
+        tokio::task::yield_now().await;
+    }
+    // Its `serve` must return without an error.
+    relay.stop().await;
 }
 
 #[tokio::test]
