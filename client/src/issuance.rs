@@ -1,13 +1,14 @@
 //! The miner's side of EH-02: sends blanks ahead, turns batches of blind
 //! signatures into proofs, acknowledges them, and asks for what is missing.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use hashpit_mailbox::{Arrival, MESSAGE_LIFETIME, Mailbox, MailboxError};
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh02::{self, Batch, MAX_ACKS, MinerMessage, PoolMessage, Statement};
 use hashpit_nips::{EpochId, HashUnits, kind};
-use nostr_sdk::{Event, Filter, PublicKey, RelayUrl, Timestamp};
+use nostr_sdk::{Event, EventId, Filter, PublicKey, RelayUrl, Timestamp};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,8 @@ const TICK: Duration = Duration::from_millis(500);
 const HELLO: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// What is asked for again may be on its way: wait this long first.
 const GRACE: Duration = Duration::from_secs(3);
+/// Messages of ours that an answer may refer to.
+const MAX_SENT: usize = 64;
 /// Clocks differ, and relays deliver out of order.
 const OVERLAP: Duration = Duration::from_secs(10 * 60);
 
@@ -98,6 +101,7 @@ pub async fn claim(
         progress,
         epoch: None,
         acks: Vec::new(),
+        sent: VecDeque::new(),
         hello_at: Instant::now(),
         hello_pause: HELLO.0,
         blanks_sent: None,
@@ -117,6 +121,8 @@ struct Claim<'a> {
     epoch: Option<EpochState>,
     /// Batches to acknowledge.
     acks: Vec<u64>,
+    /// Messages sent in this run: an answer to another is of another time.
+    sent: VecDeque<EventId>,
     hello_at: Instant,
     hello_pause: Duration,
     blanks_sent: Option<Instant>,
@@ -178,9 +184,14 @@ impl Claim<'_> {
         match message {
             PoolMessage::Keyset { event } => self.learn(&event).await?,
             PoolMessage::Signatures(batch) => self.apply(batch).await?,
-            PoolMessage::Statement(statement) => self.compare(statement).await?,
-            PoolMessage::Refused { of, reason } => {
+            PoolMessage::Statement(statement) if self.sent.contains(&statement.of) => {
+                self.compare(statement).await?;
+            }
+            PoolMessage::Refused { of, reason } if self.sent.contains(&of) => {
                 warn!(event = %of, reason, "the pool refused a message of ours");
+            }
+            PoolMessage::Statement(Statement { of, .. }) | PoolMessage::Refused { of, .. } => {
+                debug!(event = %of, "an answer to an earlier run");
             }
         }
         self.known.read_until = self.known.read_until.max(event.created_at);
@@ -196,7 +207,7 @@ impl Claim<'_> {
                 return Ok(());
             }
         };
-        let Some(epoch) = self.wallet.learn(&announced).await? else {
+        let Some(epoch) = self.wallet.learn(&announced, event.created_at).await? else {
             warn!(
                 unit = %announced.epoch,
                 "the pool announced a second keyset for one epoch; no blanks are sent to it"
@@ -340,9 +351,15 @@ impl Claim<'_> {
     }
 
     /// Every message can be lost without harm: the next hello finds out.
-    async fn send(&self, message: &MinerMessage) {
-        if let Err(error) = self.mailbox.send(&self.known.pool, message).await {
-            debug!(%error, "message not sent");
+    async fn send(&mut self, message: &MinerMessage) {
+        match self.mailbox.send(&self.known.pool, message).await {
+            Ok(id) => {
+                if self.sent.len() == MAX_SENT {
+                    self.sent.pop_front();
+                }
+                self.sent.push_back(id);
+            }
+            Err(error) => debug!(%error, "message not sent"),
         }
     }
 }

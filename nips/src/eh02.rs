@@ -100,6 +100,8 @@ pub struct SignedBlank {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statement {
+    /// The `hello` that it answers.
+    pub of: EventId,
     /// Epoch.
     pub unit: EpochId,
     /// Shares credited.

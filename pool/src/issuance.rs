@@ -88,7 +88,7 @@ impl Desk {
     async fn read(&mut self, event: &Event) -> Result<(), LedgerError> {
         let miner = event.pubkey;
         match eh02::open::<MinerMessage>(event, self.announcer.keys()) {
-            Ok(MinerMessage::Hello {}) => self.greet(miner).await,
+            Ok(MinerMessage::Hello {}) => self.greet(miner, event.id).await,
             Ok(MinerMessage::Blanks { keyset, outputs }) => {
                 match self.ledger.add_blanks(miner, keyset, outputs).await? {
                     BlanksOutcome::Held { held } => debug!(%miner, held, "blanks"),
@@ -104,8 +104,8 @@ impl Desk {
                 Ok(())
             }
             Ok(MinerMessage::Resend { unit, from }) => {
-                if self.is_open(miner, event.id, unit).await {
-                    self.resend(miner, from).await?;
+                if self.is_open(miner, event.id, unit).await && self.may_answer(miner) {
+                    self.resend(miner, event.id, from).await?;
                 }
                 Ok(())
             }
@@ -120,19 +120,24 @@ impl Desk {
         }
     }
 
-    async fn greet(&mut self, miner: PublicKey) -> Result<(), LedgerError> {
+    async fn greet(&mut self, miner: PublicKey, hello: EventId) -> Result<(), LedgerError> {
         if !self.may_answer(miner) {
             return Ok(());
         }
-        let statement = self.ledger.statement(miner).await?;
+        let statement = self.ledger.statement(miner, hello).await?;
         let event = Box::new(self.announcer.epoch_keyset(&self.ledger));
         self.answer(miner, PoolMessage::Keyset { event }).await;
         self.answer(miner, PoolMessage::Statement(statement)).await;
         Ok(())
     }
 
-    async fn resend(&mut self, miner: PublicKey, from: u64) -> Result<(), LedgerError> {
-        let issued = self.ledger.statement(miner).await?.batches;
+    async fn resend(
+        &mut self,
+        miner: PublicKey,
+        of: EventId,
+        from: u64,
+    ) -> Result<(), LedgerError> {
+        let issued = self.ledger.statement(miner, of).await?.batches;
         for batch in (from..issued).take(MAX_RESENT as usize) {
             self.post(Parcel::Batch { miner, batch }).await;
         }

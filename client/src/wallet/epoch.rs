@@ -21,6 +21,7 @@ use cdk_common::wallet::ProofInfo;
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh02::{Batch, Statement};
 use hashpit_nips::{EpochId, HashUnits, Seed, WorkBits};
+use nostr_sdk::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{NAMESPACE, Store, Wallet, WalletError};
@@ -39,6 +40,8 @@ pub(crate) struct EpochState {
     pub(crate) keyset: Id,
     /// Where its ehash is honoured.
     mint: MintUrl,
+    /// When the pool said so; relays may deliver an older word later.
+    announced_at: Timestamp,
     /// One unit is 2^work hashes.
     pub(crate) work: WorkBits,
     /// NUT-13 counters of blanks that the pool has and has not signed.
@@ -96,13 +99,16 @@ impl Wallet {
     pub(crate) async fn learn(
         &self,
         announced: &EpochKeyset,
+        announced_at: Timestamp,
     ) -> Result<Option<EpochState>, WalletError> {
         let _lock = self.lock().await?;
         let mut state = match self.epoch(announced.epoch).await? {
             Some(known) if known.keyset != announced.keyset.id => return Ok(None),
+            Some(known) if known.announced_at > announced_at => return Ok(Some(known)),
             Some(known) => known,
             None => EpochState::new(announced),
         };
+        state.announced_at = announced_at;
         if state.mint != announced.mint {
             let (old, new) = (state.mint.clone(), announced.mint.clone());
             self.store.update_mint_url(old, new).await?;
@@ -181,6 +187,7 @@ impl EpochState {
             unit: announced.epoch,
             keyset: announced.keyset.id,
             mint: announced.mint.clone(),
+            announced_at: Timestamp::default(),
             work: announced.work,
             outstanding: BTreeSet::new(),
             next_batch: 0,

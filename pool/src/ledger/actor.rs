@@ -12,7 +12,7 @@ use cdk_common::database::mint::DynMintDatabase;
 use cdk_common::mint::Operation;
 use hashpit_nips::HashUnits;
 use hashpit_nips::eh02::{MAX_BLANKS, Statement};
-use nostr_sdk::PublicKey;
+use nostr_sdk::{EventId, PublicKey};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -146,8 +146,8 @@ impl Actor {
             }
             Command::Abandon { miner } => self.land(miner),
             Command::Ack { miner, batches } => self.ack(miner, batches).await?,
-            Command::Statement { miner, reply } => {
-                let _ = reply.send(self.statement(&miner));
+            Command::Statement { miner, of, reply } => {
+                let _ = reply.send(self.statement(&miner, of));
             }
         }
         Ok(())
@@ -395,11 +395,12 @@ impl Actor {
         self.write_durably(&writes).await
     }
 
-    fn statement(&self, miner: &PublicKey) -> Statement {
+    fn statement(&self, miner: &PublicKey, of: EventId) -> Statement {
         let state = self.miners.get(miner);
         let account = state.map(|state| state.account).unwrap_or_default();
         let blanks = state.map_or(0, |state| state.blanks.len());
         Statement {
+            of,
             unit: self.epoch.id,
             shares: account.shares,
             work: account.work,

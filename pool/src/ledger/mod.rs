@@ -16,6 +16,8 @@
 mod account;
 mod actor;
 mod records;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -24,7 +26,7 @@ use cdk_common::database::mint::DynMintDatabase;
 use hashpit_nips::eh02::{Batch, SignedBlank, Statement};
 use hashpit_nips::units::UnitError;
 use hashpit_nips::{HashUnits, Work};
-use nostr_sdk::PublicKey;
+use nostr_sdk::{EventId, PublicKey};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use account::MAX_AMOUNT_BITS;
@@ -118,6 +120,7 @@ pub(crate) enum Command {
     },
     Statement {
         miner: PublicKey,
+        of: EventId,
         reply: oneshot::Sender<Statement>,
     },
 }
@@ -186,9 +189,14 @@ impl Ledger {
         self.send(Command::Ack { miner, batches }).await
     }
 
-    /// A miner's running totals; zeros for a stranger.
-    pub async fn statement(&self, miner: PublicKey) -> Result<Statement, LedgerError> {
-        self.ask(|reply| Command::Statement { miner, reply }).await
+    /// A miner's running totals, in answer to its message `of`; zeros for a
+    /// stranger.
+    pub async fn statement(
+        &self,
+        miner: PublicKey,
+        of: EventId,
+    ) -> Result<Statement, LedgerError> {
+        self.ask(|reply| Command::Statement { miner, of, reply }).await
     }
 
     /// A batch as it was issued; `None` if there is none of that number.
