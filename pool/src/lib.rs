@@ -29,6 +29,7 @@ pub mod template;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bitcoin::key::CompressedPublicKey;
 use bitcoin::{BlockHash, ScriptBuf};
@@ -56,6 +57,9 @@ use template::{EmbeddedChain, embedded};
 /// Shares that wait for the ledger. When full, connections wait, and with them
 /// the miners' sockets: nothing is dropped.
 const SHARE_QUEUE: usize = 4096;
+
+/// How long requests to the mint may take to finish when the pool stops.
+const HTTP_DRAIN: Duration = Duration::from_secs(5);
 
 /// Accounts of the pool's seed (NIP-06): one key, one purpose.
 mod account {
@@ -302,7 +306,7 @@ impl Pool {
     /// reckons with does between two shares.
     fn min_work(&self) -> Work {
         let sv2 = &self.config.sv2;
-        Work::new(sv2.min_hashrate as u128 * 60 / (sv2.shares_per_minute as u128).max(1))
+        Work::new(sv2.min_hashrate as u128 * 60 / (sv2.shares_per_minute.ceil() as u128).max(1))
     }
 }
 
@@ -323,8 +327,12 @@ async fn serve_http(
     router: axum::Router,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let stopped = async move { stop.cancelled().await };
-    axum::serve(listener, router).with_graceful_shutdown(stopped).await.map_err(Error::Http)
+    let graceful = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    tokio::select! { biased;
+        served = graceful.into_future() => served.map_err(Error::Http),
+        // Requests that are under way finish; a client that idles holds nobody up.
+        () = async { stop.cancelled().await; tokio::time::sleep(HTTP_DRAIN).await } => Ok(()),
+    }
 }
 
 async fn open_ledger(

@@ -129,18 +129,29 @@ impl Sv2Peer {
         self.opened().await
     }
 
-    /// Asks for an extended channel, as [`Self::open_standard`] does.
+    /// Asks for an extended channel with 8 bytes to roll, as
+    /// [`Self::open_standard`] does.
     pub async fn open_extended(
         &mut self,
         identity: &str,
         hashrate: f32,
+    ) -> Result<Result<Channel, String>> {
+        self.open_extended_with(identity, hashrate, 8).await
+    }
+
+    /// Asks for an extended channel with so many bytes to roll.
+    pub async fn open_extended_with(
+        &mut self,
+        identity: &str,
+        hashrate: f32,
+        min_extranonce_size: u16,
     ) -> Result<Result<Channel, String>> {
         self.send_mining(MiningOwned::OpenExtendedMiningChannel(OpenExtendedMiningChannelOwned {
             request_id: 1,
             user_identity: text(identity)?,
             nominal_hash_rate: hashrate,
             max_target: [0xff; 32].into(),
-            min_extranonce_size: 8,
+            min_extranonce_size,
         }))
         .await?;
         self.opened().await

@@ -2,7 +2,7 @@
 //!
 //! `SubmitShares.Success` names the last sequence number that it covers, and a
 //! miner takes all earlier ones for accepted unless an error has named them
-//! (Sv2 5.3.16). So verdicts are answered in the order of submission, however
+//! (Sv2 5.3.13). So verdicts are answered in the order of submission, however
 //! they come; those that wait together become one message; and errors of the
 //! range are sent before it.
 

@@ -154,7 +154,7 @@ impl Channel {
     }
 
     /// Moves the channel to a new announcement of the tip: a future job, then
-    /// the previous hash that makes it current (Sv2 5.3.14). Older jobs become
+    /// the previous hash that makes it current (Sv2 5.3.17). Older jobs become
     /// stale.
     pub(super) fn announce(
         &mut self,
@@ -427,8 +427,8 @@ mod tests {
         let (chain, _task) =
             EmbeddedChain::open(config, &directory.path().join("blocks.dat"), system_clock())
                 .unwrap();
-        let current = (**chain.subscribe().borrow()).clone();
-        current
+        let current = chain.subscribe();
+        CurrentTemplate::clone(&current.borrow())
     }
 
     fn open(request: Request, wish: Wish, config: &Config) -> Result<Channel, Refusal> {

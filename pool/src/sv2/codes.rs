@@ -93,9 +93,13 @@ impl From<ExtendedChannelError> for Refusal {
 
 impl From<ExtranonceAllocatorError> for Refusal {
     fn from(error: ExtranonceAllocatorError) -> Self {
+        use ExtranonceAllocatorError as E;
         match error {
-            ExtranonceAllocatorError::CapacityExhausted => Self::Code(CAPACITY_EXHAUSTED),
-            _ => Self::Code(MIN_EXTRANONCE_TOO_LARGE),
+            E::CapacityExhausted => Self::Code(CAPACITY_EXHAUSTED),
+            E::InvalidRollableSize => Self::Code(MIN_EXTRANONCE_TOO_LARGE),
+            E::ExceedsMaxLength | E::ZeroMaxChannels | E::PrefixExceedsTotalLength => {
+                Self::Fatal(format!("extranonce: {error}"))
+            }
         }
     }
 }

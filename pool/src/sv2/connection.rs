@@ -332,7 +332,7 @@ pub(super) fn fatal(refusal: Refusal) -> ConnectionError {
 }
 
 /// `SubmitShares.Error` for each duplicate, then at most one
-/// `SubmitShares.Success` (Sv2 5.3.13, 5.3.12).
+/// `SubmitShares.Success` (Sv2 5.3.14, 5.3.13).
 fn answer_messages(channel_id: u32, answers: Answers) -> Vec<MiningOwned> {
     let mut messages: Vec<MiningOwned> = answers
         .duplicates

@@ -146,7 +146,7 @@ pub enum Error {
     #[error("the share ledger has stopped")]
     LedgerStopped,
     /// The extranonce does not fit: a contradiction among constants.
-    #[error("extranonce layout: {0:?}")]
+    #[error("extranonce layout: {0}")]
     Extranonce(ExtranonceAllocatorError),
 }
 
@@ -221,7 +221,7 @@ pub async fn serve(
     stop.cancel();
     let drained = async {
         while let Some(ended) = connections.join_next().await {
-            note_end(ended)
+            note_end(ended);
         }
     };
     if tokio::time::timeout(DRAIN_DEADLINE, drained).await.is_err() {
@@ -247,7 +247,7 @@ async fn attend(
         Ok(()) => tracing::debug!(parent: &span, "connection closed"),
         Err(error) if error.is_peers_fault() => {
             stats.dropped();
-            tracing::warn!(parent: &span, %error, "dropped the connection");
+            tracing::info!(parent: &span, %error, "dropped the connection");
         }
         Err(error) => tracing::info!(parent: &span, %error, "connection ended"),
     }

@@ -51,7 +51,7 @@ pub trait TemplateSource: std::fmt::Debug + Send + Sync + 'static {
     /// Hands over a solved block.
     ///
     /// `Ok` says that the source took it, not that the chain did: Bitcoin Core
-    /// gives no verdict here (Sv2 7.5 has no answer). The block counts when a
+    /// gives no verdict here (Sv2 7.7 has no answer). The block counts when a
     /// later [`CurrentTemplate::prev_hash`] names it.
     async fn submit(&self, solution: SubmitSolutionOwned) -> Result<(), SubmitError>;
 }

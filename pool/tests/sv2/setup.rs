@@ -71,6 +71,8 @@ async fn hash_rates_and_channels_have_limits() {
     let mut peer = Sv2Peer::ready(pool.address).await.unwrap();
     let refused = peer.open_standard(NPUB, f32::NAN).await.unwrap().unwrap_err();
     assert_eq!(refused, "invalid-nominal-hashrate");
+    let refused = peer.open_extended_with(NPUB, 1.0, 13).await.unwrap().unwrap_err();
+    assert_eq!(refused, "min-extranonce-size-too-large");
     let idle = peer.open_standard(NPUB, 0.0).await.unwrap().unwrap();
     let slow = peer.open_extended(NPUB, 32.0).await.unwrap().unwrap();
     assert_eq!(idle.target, slow.target, "no target is easier than the least hash rate's");
