@@ -10,7 +10,11 @@ use nostr::nips::nip06::FromMnemonic;
 /// A BIP-39 phrase. Printing it shows `<redacted>`; [`Seed::words`] is the one
 /// way to see it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Seed(Mnemonic);
+pub struct Seed {
+    mnemonic: Mnemonic,
+    /// Kept, since deriving it takes a millisecond and wallets need it often.
+    bytes: [u8; 64],
+}
 
 /// Not a BIP-39 phrase. The words themselves are not repeated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,12 +25,12 @@ impl Seed {
     /// Twelve words that encode `entropy`, which must come from a secure
     /// generator.
     pub fn from_entropy(entropy: &[u8; 16]) -> Self {
-        Self(Mnemonic::from_entropy(entropy).expect("16 bytes make 12 words"))
+        Mnemonic::from_entropy(entropy).expect("16 bytes make 12 words").into()
     }
 
     /// The words, separated by single spaces.
     pub fn words(&self) -> String {
-        self.0.to_string()
+        self.mnemonic.to_string()
     }
 
     /// The Nostr key of an account: `m/44'/1237'/<account>'/0/0` (NIP-06).
@@ -37,7 +41,13 @@ impl Seed {
 
     /// The BIP-39 seed without a passphrase: what NUT-13 derives secrets from.
     pub fn to_bytes(&self) -> [u8; 64] {
-        self.0.to_seed("")
+        self.bytes
+    }
+}
+
+impl From<Mnemonic> for Seed {
+    fn from(mnemonic: Mnemonic) -> Self {
+        Self { bytes: mnemonic.to_seed(""), mnemonic }
     }
 }
 
@@ -45,7 +55,8 @@ impl FromStr for Seed {
     type Err = SeedError;
 
     fn from_str(words: &str) -> Result<Self, Self::Err> {
-        words.parse().map(Self).map_err(|error: bip39::Error| SeedError(error.to_string()))
+        let mnemonic: Result<Mnemonic, bip39::Error> = words.parse();
+        mnemonic.map(Self::from).map_err(|error| SeedError(error.to_string()))
     }
 }
 

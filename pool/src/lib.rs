@@ -327,7 +327,8 @@ async fn serve_http(
     router: axum::Router,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let graceful = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let graceful =
+        axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     tokio::select! { biased;
         served = graceful.into_future() => served.map_err(Error::Http),
         // Requests that are under way finish; a client that idles holds nobody up.

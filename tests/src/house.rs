@@ -50,8 +50,7 @@ impl RelayHouse {
         let url = format!("ws://{}", listener.local_addr()?).parse()?;
         let relay = Relay::open(hashpit_relay::Config::default(), dir, Clock::system())?;
         let gauges = relay.gauges();
-        let running =
-            Running::start(|stop| async move { Ok(relay.serve(listener, stop).await?) });
+        let running = Running::start(|stop| async move { Ok(relay.serve(listener, stop).await?) });
         Ok(Self { url, gauges, running })
     }
 

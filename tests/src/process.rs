@@ -16,11 +16,7 @@ impl Process {
     /// Starts `command`, with its output appended to the file `log`.
     pub fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
         let out = File::options().create(true).append(true).open(log)?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .spawn()?;
+        let child = command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).spawn()?;
         Ok(Self { child, log: log.to_owned() })
     }
 

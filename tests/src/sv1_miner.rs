@@ -114,7 +114,7 @@ impl Sv1Miner {
             }
             if self.answered() + (self.waiting.len() as u64) < until {
                 self.hash().await?;
-            } else {
+            } else if !self.waiting.is_empty() {
                 self.hear().await?;
             }
         }

@@ -53,7 +53,7 @@ pub(crate) struct EpochState {
     /// Units that arrived.
     pub(crate) received: HashUnits,
     /// A batch whose proofs may or may not be stored yet.
-    applying: Option<Batch>,
+    pub(super) applying: Option<Batch>,
 }
 
 /// Blanks to send to the pool.
@@ -321,7 +321,7 @@ impl EpochState {
         self.save(store).await
     }
 
-    async fn save(&self, store: &Store) -> Result<(), WalletError> {
+    pub(super) async fn save(&self, store: &Store) -> Result<(), WalletError> {
         let bytes = serde_json::to_vec(self).expect("strings and numbers are JSON");
         Ok(store.kv_write(NAMESPACE, TABLE, &self.keyset.to_string(), &bytes).await?)
     }

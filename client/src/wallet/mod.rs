@@ -10,6 +10,8 @@
 mod epoch;
 mod lock;
 mod pools;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -2,11 +2,15 @@
 //! a relay has stored it, and a subscription that outlives connections.
 //!
 //! A thin layer over nostr-sdk, which reconnects (with jitter), authenticates
-//! (NIP-42) and checks signatures. Two things are added: a subscription is made
-//! anew on *every* connection (the SDK leaves it out when a relay returns within
-//! the second, or has closed it), and a publish counts only when some relay said
-//! OK.
+//! (NIP-42) and checks signatures. Two things are added:
+//!
+//! - A subscription is made anew on *every* connection (the SDK leaves it out when
+//!   a relay returns within the second), and again if the relay closes it because
+//!   it wants authentication first (the SDK asks again only if that comes neither
+//!   too early nor too late).
+//! - A publish counts only when some relay said OK.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use hashpit_nips::eh02::{self, MessageError};
@@ -18,6 +22,7 @@ use nostr_sdk::{
 use rand08::rngs::OsRng;
 use serde::Serialize;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 /// How long relays keep an encrypted message (NIP-40). A side that was away for
@@ -27,6 +32,9 @@ pub const MESSAGE_LIFETIME: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 /// First pause before a lost relay is tried again; the SDK lengthens and
 /// jitters it.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// First and longest pause before a subscription that a relay has closed is made
+/// again. Authentication takes less than the first.
+const RESUBSCRIBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Status changes that wait to be read; one relay makes a handful an hour.
 const STATUS_QUEUE: usize = 256;
 
@@ -84,6 +92,9 @@ impl Mailbox {
             filter,
             notifications: self.client.notifications(),
             monitor,
+            closed: HashSet::new(),
+            retry_at: Instant::now(),
+            pause: RESUBSCRIBE.0,
         };
         self.client.connect().await;
         Ok(inbox)
@@ -132,6 +143,11 @@ pub struct Inbox {
     filter: Filter,
     notifications: Receiver<RelayPoolNotification>,
     monitor: Receiver<MonitorNotification>,
+    /// Relays that closed the subscription until we have authenticated.
+    closed: HashSet<RelayUrl>,
+    /// When to ask them again, and how long to wait after that.
+    retry_at: Instant,
+    pause: Duration,
 }
 
 impl Inbox {
@@ -142,9 +158,11 @@ impl Inbox {
     pub async fn next(&mut self) -> Option<Arrival> {
         loop {
             tokio::select! {
+                () = sleep_until(self.retry_at), if !self.closed.is_empty() => self.ask_again().await,
                 status = self.monitor.recv() => match status {
                     Ok(MonitorNotification::StatusChanged { relay_url, status }) => {
                         if status == RelayStatus::Connected {
+                            self.pause = RESUBSCRIBE.0;
                             self.subscribe(&relay_url).await;
                             return Some(Arrival::Connected(relay_url));
                         }
@@ -165,7 +183,7 @@ impl Inbox {
     }
 
     /// `None` at shutdown, else what the notification means to the reader.
-    fn sort(&self, notification: RelayPoolNotification) -> Option<Option<Arrival>> {
+    fn sort(&mut self, notification: RelayPoolNotification) -> Option<Option<Arrival>> {
         match notification {
             RelayPoolNotification::Event { subscription_id, event, .. } => {
                 Some((subscription_id == self.id).then_some(Arrival::Event(event)))
@@ -173,15 +191,23 @@ impl Inbox {
             RelayPoolNotification::Message {
                 relay_url,
                 message: RelayMessage::Closed { subscription_id, message },
-            } => {
-                // auth-required is normal: the SDK authenticates and asks again.
-                if *subscription_id == self.id && !message.starts_with("auth-required") {
+            } if *subscription_id == self.id => {
+                if !message.starts_with("auth-required") {
                     warn!(relay = %relay_url, reason = %message, "relay closed our subscription");
                 }
+                self.retry_at = Instant::now() + self.pause;
+                self.closed.insert(relay_url);
                 Some(None)
             }
             RelayPoolNotification::Message { .. } => Some(None),
             RelayPoolNotification::Shutdown => None,
+        }
+    }
+
+    async fn ask_again(&mut self) {
+        self.pause = (self.pause * 2).min(RESUBSCRIBE.1);
+        for relay in std::mem::take(&mut self.closed) {
+            self.subscribe(&relay).await;
         }
     }
 

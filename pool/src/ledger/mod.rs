@@ -191,11 +191,7 @@ impl Ledger {
 
     /// A miner's running totals, in answer to its message `of`; zeros for a
     /// stranger.
-    pub async fn statement(
-        &self,
-        miner: PublicKey,
-        of: EventId,
-    ) -> Result<Statement, LedgerError> {
+    pub async fn statement(&self, miner: PublicKey, of: EventId) -> Result<Statement, LedgerError> {
         self.ask(|reply| Command::Statement { miner, of, reply }).await
     }
 

@@ -173,7 +173,10 @@ async fn a_blank_is_never_signed_twice_whoever_sends_it() {
     let mut outcomes: Vec<_> = house.issue().await.into_iter().map(|(_, batch)| batch).collect();
     outcomes.sort();
     assert_eq!(outcomes, [None, Some(0)]);
-    assert_eq!(house.add_blanks(miner(0), house.blanks(0, 1)).await, BlanksOutcome::Held { held: 0 });
+    assert_eq!(
+        house.add_blanks(miner(0), house.blanks(0, 1)).await,
+        BlanksOutcome::Held { held: 0 }
+    );
     for (number, fresh) in [(0, 1), (1, 2)] {
         house.add_blanks(miner(number), house.blanks(fresh, 1)).await;
     }

@@ -264,6 +264,9 @@ impl Channel {
             return Ok(None);
         };
         self.retarget(estimate, None)?;
+        if self.kind.target() == target {
+            return Ok(None);
+        }
         tracing::debug!(channel = self.id, hashrate = estimate, "vardiff");
         Ok(Some(self.set_target()))
     }

@@ -38,8 +38,7 @@ pub struct Display {
 #[derive(Debug, Default)]
 struct Last {
     at: Option<Duration>,
-    ehash: u64,
-    blocks: u32,
+    had_ehash: bool,
 }
 
 impl Display {
@@ -73,13 +72,12 @@ impl Display {
         wallet: &Progress,
     ) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let news = (wallet.received.get(), pool.height) != (last.ehash, last.blocks);
         let due = last.at.is_none_or(|at| elapsed.saturating_sub(at) >= PLAIN_INTERVAL);
-        let first_ehash = last.ehash == 0 && wallet.received.get() > 0;
-        if !self.terminal && !due && !(news && first_ehash) {
+        let first_ehash = !last.had_ehash && wallet.received.get() > 0;
+        if !(self.terminal || due || first_ehash) {
             return;
         }
-        *last = Last { at: Some(elapsed), ehash: wallet.received.get(), blocks: pool.height };
+        *last = Last { at: Some(elapsed), had_ehash: wallet.received.get() > 0 };
         let line = line(elapsed, pool, miner, wallet);
         if self.terminal {
             // Overwrite the line; a broken terminal is no reason to stop.

@@ -1,0 +1,52 @@
+//! What the interop tests are made of: programs of other makes, and a pool and
+//! a wallet of ours for them to work with.
+//!
+//! | module | what lives in it |
+//! |---|---|
+//! | [`translator`] | the stock Sv2 translator |
+//! | [`tap`] | what a Stratum V1 server told its miner |
+//! | [`foreign_relay`] | nostr-rs-relay |
+//! | [`pair`] | a pool and the wallet that it pays |
+
+pub mod foreign_relay;
+pub mod pair;
+pub mod tap;
+pub mod translator;
+
+use std::env;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+/// How long a whole test may take. Only one that fails takes so long.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// Between two looks at a program that does not say when it is ready.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Runs the body of a test, which has failed if it takes too long.
+pub async fn within_patience(body: impl Future<Output = ()>) {
+    // It lives on while this panics, so that its child processes show what they
+    // have printed.
+    let mut body = pin!(body);
+    if tokio::time::timeout(PATIENCE, &mut body).await.is_err() {
+        panic!("not done after {PATIENCE:?}");
+    }
+}
+
+/// Where `install` has put a program.
+fn program(name: &str) -> Result<PathBuf> {
+    let program = peers()?.join("bin").join(name);
+    ensure!(program.is_file(), "{} is missing; run tests/interop/install first", program.display());
+    Ok(program)
+}
+
+fn peers() -> Result<PathBuf> {
+    if let Some(peers) = env::var_os("HASHPIT_PEERS") {
+        return Ok(peers.into());
+    }
+    let cache = env::var_os("HASHPIT_CACHE").map(PathBuf::from);
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/hashpit"));
+    Ok(cache.or_else(home).context("HOME is not set")?.join("peers"))
+}
