@@ -27,6 +27,7 @@ pub mod share;
 pub mod sv2;
 pub mod template;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,10 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Another process has the data directory: two ledgers on one database
+    /// would overwrite each other's shares.
+    #[error("the pool in {0} is in use by another process; stop that one first")]
+    InUse(PathBuf),
     /// The seed file.
     #[error(transparent)]
     Seed(#[from] SeedFileError),
@@ -134,6 +139,8 @@ pub struct Pool {
     mint_url: MintUrl,
     sv2_address: String,
     listeners: Listeners,
+    /// Held while the pool lives; the kernel releases it if the process dies.
+    _lock: File,
 }
 
 /// What a pool is doing, for display.
@@ -175,6 +182,11 @@ impl Pool {
     pub async fn open(config: Config, dir: &Path, listeners: Listeners) -> Result<Self, Error> {
         let directory = |source| Error::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(directory)?;
+        let lock = File::create(dir.join("pool.lock")).map_err(directory)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Error::InUse(dir.to_owned()),
+            TryLockError::Error(source) => directory(source),
+        })?;
         let seed = seed_file::read_or_create(&dir.join("pool.seed"), rand::random)?;
         let secret = seed.nostr_keys(account::SV2_AUTHORITY).secret_key().to_secret_bytes();
         let authority = Authority::from_secret(&secret).expect("a Nostr secret is a valid scalar");
@@ -207,6 +219,7 @@ impl Pool {
             mint_url,
             sv2_address,
             listeners,
+            _lock: lock,
         })
     }
 

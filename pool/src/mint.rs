@@ -134,6 +134,12 @@ pub async fn open_epoch(
             "belongs to another pool key; put the old seed file back, or use a new data directory",
         ));
     }
+    if record.work != work {
+        tracing::warn!(
+            work_bits = record.work.get(),
+            "the open epoch keeps the work_bits that it was opened with"
+        );
+    }
     let keyset = keyset_of(mint, record.unit).await?;
     Ok(Epoch { id: record.unit, opened_by: record.opened_by, work: record.work, keyset })
 }

@@ -123,3 +123,13 @@ async fn garbage_on_every_port_stops_nobody() {
     pool.stop().await.unwrap();
     relay.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn two_pools_never_share_their_books() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = PoolHouse::start(PoolHouse::config(&[]), dir.path()).await.unwrap();
+    let second = PoolHouse::start(PoolHouse::config(&[]), dir.path()).await.err().unwrap();
+    assert!(second.to_string().contains("in use by another process"), "{second}");
+    pool.stop().await.unwrap();
+    PoolHouse::start(PoolHouse::config(&[]), dir.path()).await.unwrap().stop().await.unwrap();
+}

@@ -59,13 +59,15 @@ async fn serve_with_a_late_refusal(listener: TcpListener, event: Event) {
     let (socket, _) = listener.accept().await.unwrap();
     let mut socket = tokio_tungstenite::accept_async(socket).await.unwrap();
     let text = |value: Value| Message::text(value.to_string());
-    socket.send(text(json!(["AUTH", "challenge"]))).await.unwrap();
     let (mut first, mut authenticated) = (None, false);
     while let Some(Ok(message)) = socket.next().await {
         let Ok(message) = serde_json::from_slice::<Value>(&message.into_data()) else { continue };
         let mut answers = Vec::new();
         match message[0].as_str() {
-            Some("REQ") if first.is_none() => first = Some(message[1].clone()),
+            Some("REQ") if first.is_none() => {
+                first = Some(message[1].clone());
+                answers.push(json!(["AUTH", "challenge"]));
+            }
             Some("REQ") if authenticated => {
                 let event: Value = serde_json::from_str(&event.as_json()).unwrap();
                 answers.push(json!(["EVENT", message[1], event]));

@@ -199,6 +199,13 @@ impl Inbox {
                 self.closed.insert(relay_url);
                 Some(None)
             }
+            RelayPoolNotification::Message {
+                relay_url,
+                message: RelayMessage::Ok { status: false, message, .. },
+            } if self.closed.contains(&relay_url) => {
+                warn!(relay = %relay_url, reason = %message, "relay refused our authentication");
+                Some(None)
+            }
             RelayPoolNotification::Message { .. } => Some(None),
             RelayPoolNotification::Shutdown => None,
         }
