@@ -15,7 +15,9 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Holds the wallet until dropped; the kernel releases it if the process dies.
 #[derive(Debug)]
-pub(crate) struct Lock(#[allow(dead_code, reason = "holds the lock while it lives")] File);
+pub(crate) struct Lock {
+    _file: File,
+}
 
 impl Lock {
     pub(crate) async fn take(dir: &Path) -> Result<Self, WalletError> {
@@ -24,7 +26,7 @@ impl Lock {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Self(file)),
+                Ok(()) => return Ok(Self { _file: file }),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(POLL).await,
                 Err(TryLockError::WouldBlock) => return Err(WalletError::Busy),
                 Err(TryLockError::Error(source)) => return Err(failed(source)),

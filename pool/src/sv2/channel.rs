@@ -276,7 +276,8 @@ impl Channel {
         Ok(())
     }
 
-    fn set_target(&self) -> MiningOwned {
+    /// The message that tells the channel's target (Sv2 5.3.21).
+    pub(super) fn set_target(&self) -> MiningOwned {
         MiningOwned::SetTarget(SetTargetOwned {
             channel_id: self.id,
             maximum_target: self.kind.target().to_le_bytes().into(),

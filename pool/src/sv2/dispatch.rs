@@ -161,7 +161,8 @@ impl Connection {
         }
     }
 
-    /// Opens a channel: its `Success`, its first job, and the tip.
+    /// Opens a channel: its `Success`, its first job, the tip, and to the owner of
+    /// an extended channel its target once more.
     fn try_open(&mut self, open: OpenRequest) -> Result<Vec<MiningOwned>, Refusal> {
         let extended = matches!(open.request, Request::Extended { .. });
         if extended && self.agreed.is_some_and(|agreed| agreed.standard_jobs_only) {
@@ -185,10 +186,16 @@ impl Connection {
         };
         let (mut channel, success) = Channel::open(opening, &shared.front.config)?;
         let [job, prev_hash] = self.first_work(&mut channel)?;
+        let mut messages = vec![success, job, prev_hash];
+        if extended {
+            // Said once more, for the stock translator: without a SetTarget it
+            // gives its miners a target of its own, and loses their work.
+            messages.push(channel.set_target());
+        }
         self.last_channel_id = channel_id;
         self.channels.insert(channel_id, channel);
         shared.front.stats.channels_opened();
-        Ok(vec![success, job, prev_hash])
+        Ok(messages)
     }
 
     async fn update(&mut self, update: UpdateChannelOwned) -> Result<(), ConnectionError> {

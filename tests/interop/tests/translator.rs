@@ -35,6 +35,14 @@ async fn a_harder_target_than_the_pool_would_set() {
     within_patience(mine_and_claim(settings, 1)).await;
 }
 
+/// Without vardiff the translator has a target of its own in mind until the pool
+/// has told it the channel's.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_rate_of_shares_in_mind() {
+    let settings = Settings { shares_per_minute: 30.0, ..POOL };
+    within_patience(mine_and_claim(settings, 1)).await;
+}
+
 /// Two miners mine until each has had shares accepted at so many different
 /// targets, and then their wallet claims.
 async fn mine_and_claim(settings: Settings, targets: usize) {
