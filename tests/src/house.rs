@@ -2,15 +2,24 @@
 //! that goes with them.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::Duration;
 
-use hashpit_nips::WorkBits;
+use hashpit_client::issuance::{self, Progress, Until};
+use hashpit_client::{Wallet, miner};
+use hashpit_nips::{HashUnits, MinerIdentity, WorkBits};
 use hashpit_pool::{Listeners, Monitor, Pool};
 use hashpit_relay::{Clock, Gauges, Relay};
 use nostr_sdk::{PublicKey, RelayUrl};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+/// How long mining a share, or claiming it, may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A role that runs until told to stop.
 pub struct Running {
@@ -105,6 +114,33 @@ impl PoolHouse {
             monitor: pool.monitor(),
             running: Running::start(|stop| async move { Ok(pool.serve(stop).await?) }),
         })
+    }
+
+    /// Mines until a share for the wallet's npub is accepted, and claims what it
+    /// is worth. The wallet's ehash.
+    pub async fn pay_for_work(
+        &self,
+        wallet: &Wallet,
+        relay: &RelayHouse,
+    ) -> anyhow::Result<HashUnits> {
+        let stop = CancellationToken::new();
+        let config = miner::Config {
+            pool: self.sv2.to_string(),
+            authority: self.authority.parse().map_err(|e| anyhow::anyhow!("{e:?}"))?,
+            identity: MinerIdentity { miner: wallet.keys().public_key(), worker: None },
+            threads: NonZeroUsize::MIN,
+            max_hashrate: Some(200_000.0),
+        };
+        let (mined, mut mining) = watch::channel(miner::Progress::default());
+        let mined = tokio::spawn(miner::mine(config, mined, stop.clone()));
+        timeout(PATIENCE, mining.wait_for(|now| now.accepted > 0)).await??;
+        stop.cancel();
+        mined.await?;
+        let (progress, _) = watch::channel(Progress::default());
+        let (relays, until) = ([relay.url.clone()], Until::Settled(PATIENCE));
+        issuance::claim(wallet, self.key, &relays, until, progress, CancellationToken::new())
+            .await?;
+        Ok(wallet.ehash(self.epoch.id).await?)
     }
 
     /// Stops it and returns how it ended.

@@ -2,48 +2,27 @@
 //! costs nobody else anything.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use hashpit_client::issuance::{self, Progress, Until};
-use hashpit_client::{Wallet, miner};
+use hashpit_client::Wallet;
 use hashpit_mailbox::{Arrival, Mailbox};
 use hashpit_nips::eh02::{self, PoolMessage};
-use hashpit_nips::{MinerIdentity, kind};
+use hashpit_nips::kind;
 use hashpit_tests::house::{PoolHouse, RelayHouse};
 use nostr_sdk::{Filter, Keys};
 use rand::RngCore;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Mines until the wallet's npub has ehash, and claims it.
 async fn an_honest_miner_is_paid(dir: &Path, relay: &RelayHouse, pool: &PoolHouse) {
     let wallet = Wallet::open_or_create(dir, rand::random).await.unwrap();
-    let stop = CancellationToken::new();
-    let config = miner::Config {
-        pool: pool.sv2.to_string(),
-        authority: pool.authority.parse().unwrap(),
-        identity: MinerIdentity { miner: wallet.keys().public_key(), worker: None },
-        threads: NonZeroUsize::MIN,
-        max_hashrate: Some(200_000.0),
-    };
-    let (mined, mut mining) = watch::channel(miner::Progress::default());
-    let miner = tokio::spawn(miner::mine(config, mined, stop.clone()));
-    timeout(PATIENCE, mining.wait_for(|now| now.accepted > 0)).await.unwrap().unwrap();
-    let (progress, _) = watch::channel(Progress::default());
-    let relays = [relay.url.clone()];
-    let until = Until::Settled(PATIENCE);
-    issuance::claim(&wallet, pool.key, &relays, until, progress, stop.clone()).await.unwrap();
-    assert!(wallet.ehash(pool.epoch.id).await.unwrap().get() > 0);
-    stop.cancel();
-    miner.await.unwrap();
+    let paid = pool.pay_for_work(&wallet, relay).await.unwrap();
+    assert!(paid.get() > 0);
 }
 
 /// What the pool answers to `message`, from a key that it has never heard of.

@@ -61,9 +61,9 @@ async fn balance(wallet: &Wallet, json: bool) -> anyhow::Result<()> {
         println!("Nothing yet. Mine under {npub}, then run `hashpit wallet claim`.");
         return Ok(());
     }
-    println!("{:>14}  {:<24}  mint", "amount", "unit");
-    for Balance { unit, mint, amount } in &balances {
-        println!("{amount:>14}  {:<24}  {mint}", short_unit(unit));
+    println!("{:>14}  {:>14}  {:<24}  mint", "amount", "sent, pending", "unit");
+    for Balance { unit, mint, amount, pending } in &balances {
+        println!("{amount:>14}  {pending:>14}  {:<24}  {mint}", short_unit(unit));
     }
     Ok(())
 }

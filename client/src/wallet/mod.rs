@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cdk::mint_url::MintUrl;
 use cdk::nuts::{CurrencyUnit, State, Token};
@@ -35,6 +36,12 @@ pub use pools::KnownPool;
 
 /// Where our records stand in cdk's key-value table.
 const NAMESPACE: &str = "hashpit";
+
+/// How long a mint may take to say what became of pending proofs.
+const RESUME: Duration = Duration::from_secs(10);
+
+/// Proofs in one question to a mint (NUT-07).
+const CHECKED_AT_ONCE: usize = 100;
 
 /// cdk's wallet store.
 pub(crate) type Store = Arc<dyn WalletDatabase<cdk_common::database::Error> + Send + Sync>;
@@ -118,6 +125,9 @@ pub struct Balance {
     pub mint: String,
     /// Spendable.
     pub amount: u64,
+    /// In tokens that were made and, as far as the wallet knows, not received
+    /// yet; also in a send that was cut short, until the next send or receive.
+    pub pending: u64,
 }
 
 /// A token that was received.
@@ -176,16 +186,23 @@ impl Wallet {
         self.seed.nostr_keys(0)
     }
 
-    /// What there is to spend, by unit and mint.
+    /// What there is to spend, and what is on its way out, by unit and mint.
     pub async fn balances(&self) -> Result<Vec<Balance>, WalletError> {
-        let proofs = self.store.get_proofs(None, None, Some(vec![State::Unspent]), None).await?;
-        let mut sums: BTreeMap<(String, String), u64> = BTreeMap::new();
-        for proof in proofs {
-            let key = (proof.unit.to_string(), proof.mint_url.to_string());
-            *sums.entry(key).or_default() += u64::from(proof.proof.amount);
+        let mut balances: BTreeMap<(String, String), Balance> = BTreeMap::new();
+        for proof in self.store.get_proofs(None, None, None, None).await? {
+            let (unit, mint) = (proof.unit.to_string(), proof.mint_url.to_string());
+            let balance = balances.entry((unit.clone(), mint.clone()));
+            let balance = balance.or_insert(Balance { unit, mint, amount: 0, pending: 0 });
+            match proof.state {
+                State::Unspent => balance.amount += u64::from(proof.proof.amount),
+                State::Spent => {}
+                State::Pending | State::Reserved | State::PendingSpent => {
+                    balance.pending += u64::from(proof.proof.amount);
+                }
+            }
         }
-        let balances = sums.into_iter().filter(|(_, amount)| *amount > 0);
-        Ok(balances.map(|((unit, mint), amount)| Balance { unit, mint, amount }).collect())
+        let held = |balance: &Balance| balance.amount > 0 || balance.pending > 0;
+        Ok(balances.into_values().filter(held).collect())
     }
 
     /// What there is to spend of an epoch's ehash.
@@ -200,6 +217,7 @@ impl Wallet {
     /// may be left out while the wallet holds only one.
     pub async fn send(&self, amount: u64, unit: Option<&str>) -> Result<Token, WalletError> {
         let _lock = self.lock().await?;
+        self.resume_swaps().await?;
         let balance = self.choose(unit).await?;
         if balance.amount < amount {
             return Err(WalletError::Insufficient {
@@ -223,6 +241,7 @@ impl Wallet {
         let mint = parsed.mint_url().map_err(|error| invalid(&error))?.to_string();
         let unit = parsed.unit().unwrap_or(CurrencyUnit::Sat).to_string();
         let _lock = self.lock().await?;
+        self.resume_swaps().await?;
         let cdk = self.cdk(&mint, &unit)?;
         let amount = cdk
             .receive(token.trim(), ReceiveOptions::default())
@@ -231,8 +250,40 @@ impl Wallet {
         Ok(Received { unit, mint, amount: u64::from(amount) })
     }
 
+    /// Finishes or undoes sends and receives that a crash cut short, and notes
+    /// which tokens have been received. What needs a mint that does not answer
+    /// waits for another time.
+    async fn resume_swaps(&self) -> Result<(), WalletError> {
+        for Balance { unit, mint, pending, .. } in self.balances().await? {
+            if pending == 0 {
+                continue;
+            }
+            let cdk = self.cdk(&mint, &unit)?;
+            match tokio::time::timeout(RESUME, self.resume_swaps_at(&cdk)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, mint, "pending proofs stay as they are"),
+                Err(_) => tracing::warn!(mint, "pending proofs stay as they are: no answer"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn resume_swaps_at(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
+        cdk.recover_incomplete_sagas().await?;
+        let (mint, unit) = (cdk.mint_url.clone(), cdk.unit.clone());
+        let pending = vec![State::Pending, State::Reserved, State::PendingSpent];
+        let pending = self.store.get_proofs(Some(mint), Some(unit), Some(pending), None).await?;
+        let pending: Vec<_> = pending.into_iter().map(|info| info.proof).collect();
+        for proofs in pending.chunks(CHECKED_AT_ONCE) {
+            // Forgets those that the mint knows as spent.
+            cdk.check_proofs_spent(proofs.to_vec()).await?;
+        }
+        Ok(())
+    }
+
     async fn choose(&self, unit: Option<&str>) -> Result<Balance, WalletError> {
         let mut balances = self.balances().await?;
+        balances.retain(|balance| balance.amount > 0);
         balances.retain(|balance| unit.is_none_or(|unit| balance.unit == unit));
         // The same unit at two mints: the fuller one.
         balances.sort_by(|a, b| a.unit.cmp(&b.unit).then(b.amount.cmp(&a.amount)));
