@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use tokio::time::sleep;
 
-const SENDS: u32 = 20;
+const SENDS: u32 = 6;
 /// Longer than a send takes in a debug build, so that some are not cut short.
 const LIFE_MS: u64 = 400;
 
@@ -54,16 +54,15 @@ async fn a_send_that_is_cut_short_loses_nothing() {
         if let Some(token) = cut_short(dir, &log, life).await {
             received += receiver.receive(&token).await.unwrap().amount;
         }
+        // One that is not cut short looks after what the other left.
+        let token = sender.send(1, None).await.unwrap();
+        received += receiver.receive(&token.to_string()).await.unwrap().amount;
     }
-    // One more send looks after what the others left.
-    let token = sender.send(1, None).await.unwrap();
-    received += receiver.receive(&token.to_string()).await.unwrap().amount;
     let left = sender.send(1, None).await.unwrap();
     let held = sender.balances().await.unwrap();
     let amount: u64 = held.iter().map(|balance| balance.amount).sum();
     let pending: u64 = held.iter().map(|balance| balance.pending).sum();
     println!("{whole} at first: {amount} left, {pending} in tokens, {received} received");
-    assert!(received > 1, "no send was quick enough");
     assert!(pending >= 1, "the last token is out");
     assert_eq!(amount + pending + received, whole);
     drop(left);

@@ -24,10 +24,11 @@ use cdk::nuts::{CurrencyUnit, State, Token};
 use cdk::wallet::{ReceiveOptions, SendOptions, WalletBuilder};
 use cdk::{Amount, Wallet as CdkWallet};
 use cdk_common::database::WalletDatabase;
+use cdk_common::wallet::{SendSagaState, WalletSagaState};
 use cdk_sqlite::wallet::WalletSqliteDatabase;
 use hashpit_nips::seed_file::{self, SeedFileError};
 use hashpit_nips::{EpochId, HashUnits, Seed};
-use nostr_sdk::Keys;
+use nostr_sdk::{Keys, Timestamp};
 use serde::Serialize;
 
 pub(crate) use epoch::{Applied, EpochState, NewBlanks};
@@ -40,6 +41,9 @@ const NAMESPACE: &str = "hashpit";
 /// How long a mint may take to say what became of pending proofs.
 const RESUME: Duration = Duration::from_secs(10);
 
+/// How long after its last step the request of an interrupted send may still be
+/// under way. The steps are dated to the second.
+const REQUEST_ENDS: Duration = Duration::from_secs(3);
 /// Proofs in one question to a mint (NUT-07).
 const CHECKED_AT_ONCE: usize = 100;
 
@@ -254,6 +258,7 @@ impl Wallet {
     /// which tokens have been received. What needs a mint that does not answer
     /// waits for another time.
     async fn resume_swaps(&self) -> Result<(), WalletError> {
+        self.let_requests_end().await?;
         for Balance { unit, mint, pending, .. } in self.balances().await? {
             if pending == 0 {
                 continue;
@@ -265,6 +270,18 @@ impl Wallet {
                 Err(_) => tracing::warn!(mint, "pending proofs stay as they are: no answer"),
             }
         }
+        Ok(())
+    }
+
+    /// A request of a process that died may be under way at the mint still, and
+    /// would be taken for one that was never made.
+    async fn let_requests_end(&self) -> Result<(), WalletError> {
+        let handed_out = WalletSagaState::Send(SendSagaState::TokenCreated);
+        let sagas = self.store.get_incomplete_sagas().await?;
+        let begun = sagas.iter().filter(|saga| saga.state != handed_out);
+        let Some(last) = begun.map(|saga| saga.updated_at).max() else { return Ok(()) };
+        let age = Duration::from_secs(Timestamp::now().as_secs().saturating_sub(last));
+        tokio::time::sleep(REQUEST_ENDS.saturating_sub(age)).await;
         Ok(())
     }
 
