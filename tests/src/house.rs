@@ -148,3 +148,11 @@ impl PoolHouse {
         self.running.stop().await
     }
 }
+
+/// A relay, and a pool of quick shares that reads it, both in `dir`.
+pub async fn relay_and_pool(dir: &Path) -> anyhow::Result<(RelayHouse, PoolHouse)> {
+    let relay = RelayHouse::start(&dir.join("relay")).await?;
+    let config = PoolHouse::config(std::slice::from_ref(&relay.url));
+    let pool = PoolHouse::start(config, &dir.join("pool")).await?;
+    Ok((relay, pool))
+}

@@ -9,7 +9,7 @@ use hashpit_client::Wallet;
 use hashpit_mailbox::{Arrival, Mailbox};
 use hashpit_nips::eh02::{self, PoolMessage};
 use hashpit_nips::kind;
-use hashpit_tests::house::{PoolHouse, RelayHouse};
+use hashpit_tests::house::{PoolHouse, RelayHouse, relay_and_pool};
 use nostr_sdk::{Filter, Keys};
 use rand::RngCore;
 use serde_json::{Value, json};
@@ -47,9 +47,7 @@ async fn answer(relay: &RelayHouse, pool: &PoolHouse, message: &Value) -> PoolMe
 #[tokio::test]
 async fn every_bad_message_is_refused_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
-    let relay = RelayHouse::start(&dir.path().join("relay")).await.unwrap();
-    let config = PoolHouse::config(std::slice::from_ref(&relay.url));
-    let pool = PoolHouse::start(config, &dir.path().join("pool")).await.unwrap();
+    let (relay, pool) = relay_and_pool(dir.path()).await.unwrap();
     let keyset = pool.epoch.keyset.id.to_string();
     let point = "02505f234a81fe3af88625ebda259dbaec44c72b181e2f64735f8b8ec8d7cf7377";
     let no_point = format!("02{}", "ff".repeat(32));
@@ -79,9 +77,7 @@ async fn every_bad_message_is_refused_with_a_reason() {
 #[tokio::test]
 async fn garbage_on_every_port_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();
-    let relay = RelayHouse::start(&dir.path().join("relay")).await.unwrap();
-    let config = PoolHouse::config(std::slice::from_ref(&relay.url));
-    let pool = PoolHouse::start(config, &dir.path().join("pool")).await.unwrap();
+    let (relay, pool) = relay_and_pool(dir.path()).await.unwrap();
     let host = |url: &str| url.split('/').nth(2).unwrap().to_owned();
     let ports = [host(relay.url.as_str()), host(&pool.mint_url), pool.sv2.to_string()];
     let mut held = Vec::new();

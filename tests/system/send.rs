@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use hashpit_client::Wallet;
-use hashpit_tests::house::{PoolHouse, RelayHouse};
+use hashpit_tests::house::relay_and_pool;
 use hashpit_tests::process::Process;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -40,9 +40,7 @@ async fn a_send_that_is_cut_short_loses_nothing() {
     let mut rng = StdRng::seed_from_u64(seed);
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let relay = RelayHouse::start(&dir.join("relay")).await.unwrap();
-    let config = PoolHouse::config(std::slice::from_ref(&relay.url));
-    let pool = PoolHouse::start(config, &dir.join("pool")).await.unwrap();
+    let (relay, pool) = relay_and_pool(dir).await.unwrap();
     let sender = Wallet::create(&dir.join("wallet"), rand::random()).await.unwrap();
     let receiver = Wallet::create(&dir.join("receiver"), rand::random()).await.unwrap();
     let whole = pool.pay_for_work(&sender, &relay).await.unwrap().get();

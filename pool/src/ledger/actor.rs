@@ -175,8 +175,7 @@ impl Actor {
         }
         self.due = self.miners.keys().copied().collect();
         self.ready.notify_one();
-        self.publish_totals();
-        Ok(())
+        self.count_all()
     }
 
     async fn load_shares(&mut self) -> Result<HashMap<PublicKey, Account>, LedgerError> {
@@ -231,7 +230,7 @@ impl Actor {
                 self.miner(miner).account = account;
                 self.mark_due(miner);
             }
-            self.publish_totals();
+            self.count_shares(&fresh)?;
         }
         for (Submission { ticket, reply, .. }, outcome) in group.drain(..).zip(outcomes) {
             // Its connection has room for all its shares, unless it is gone.
@@ -359,7 +358,7 @@ impl Actor {
         state.blanks.drain(..used.len());
         self.last_batch.insert(miner, Instant::now());
         self.land(miner);
-        self.publish_totals();
+        self.count_batch(units)?;
         debug!(miner = %miner, batch = number, %units, "batch issued");
         Ok(Some(number))
     }
@@ -444,15 +443,38 @@ impl Actor {
         }
     }
 
-    fn publish_totals(&self) {
+    // ---- the totals, kept as it goes: summing them up would cost each commit
+    // as much as there are miners
+
+    fn count_all(&self) -> Result<(), LedgerError> {
         let mut totals = Totals { miners: self.miners.len(), ..Totals::default() };
         for Miner { account, .. } in self.miners.values() {
             totals.shares += account.shares;
-            totals.work = totals.work.checked_add(account.work).unwrap_or(totals.work);
-            totals.issued = totals.issued.checked_add(account.issued).unwrap_or(totals.issued);
+            totals.work = totals.work.checked_add(account.work)?;
+            totals.issued = totals.issued.checked_add(account.issued)?;
             totals.batches += account.batches;
         }
         self.totals.send_replace(totals);
+        Ok(())
+    }
+
+    fn count_shares(&self, shares: &[Share]) -> Result<(), LedgerError> {
+        let mut totals = *self.totals.borrow();
+        totals.miners = self.miners.len();
+        totals.shares += shares.len() as u64;
+        for share in shares {
+            totals.work = totals.work.checked_add(share.work)?;
+        }
+        self.totals.send_replace(totals);
+        Ok(())
+    }
+
+    fn count_batch(&self, units: HashUnits) -> Result<(), LedgerError> {
+        let mut totals = *self.totals.borrow();
+        totals.issued = totals.issued.checked_add(units)?;
+        totals.batches += 1;
+        self.totals.send_replace(totals);
+        Ok(())
     }
 
     // ---- the database
