@@ -8,7 +8,8 @@
 use cashu::{BlindSignature, Id, PublicKey as CashuKey};
 use nostr::nips::nip44;
 use nostr::secp256k1::rand::{CryptoRng, RngCore};
-use nostr::{Event, EventBuilder, EventId, Keys, PublicKey, Tag, Timestamp};
+use nostr::signer::SignerError;
+use nostr::{Event, EventBuilder, EventId, Keys, PublicKey, Tag, Timestamp, UnsignedEvent};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -148,7 +149,10 @@ pub enum MessageError {
     Json(#[from] serde_json::Error),
     /// Signing failed.
     #[error("signing: {0}")]
-    Signing(#[from] nostr::event::builder::Error),
+    Signing(#[from] nostr::event::Error),
+    /// The signer refused, or did not answer.
+    #[error("signer: {0}")]
+    Signer(#[from] SignerError),
 }
 
 /// Encrypts and signs a message as an event of kind 8470.
@@ -165,22 +169,40 @@ pub fn seal<M: Serialize, R: RngCore + CryptoRng>(
     let plain = serde_json::to_string(message)?;
     let version = nip44::Version::V2;
     let cipher = nip44::encrypt_with_rng(rng, from.secret_key(), to, plain, version)?;
-    Ok(EventBuilder::new(kind::ISSUANCE, cipher)
+    let unsigned = envelope(cipher, from.public_key(), to, created_at, expiration);
+    Ok(unsigned.sign_with_keys(from)?)
+}
+
+/// The event around an encrypted message, to be signed.
+pub fn envelope(
+    cipher: String,
+    from: PublicKey,
+    to: &PublicKey,
+    created_at: Timestamp,
+    expiration: Timestamp,
+) -> UnsignedEvent {
+    EventBuilder::new(kind::ISSUANCE, cipher)
         .tags([Tag::public_key(*to), Tag::expiration(expiration)])
         .allow_self_tagging()
         .custom_created_at(created_at)
-        .sign_with_keys(from)?)
+        .build(from)
 }
 
 /// Verifies, decrypts and parses an event of kind 8470 addressed to `to`.
 pub fn open<M: DeserializeOwned>(event: &Event, to: &Keys) -> Result<M, MessageError> {
+    check(event, &to.public_key())?;
+    let plain = nip44::decrypt(to.secret_key(), &event.pubkey, &event.content)?;
+    Ok(serde_json::from_str(&plain)?)
+}
+
+/// Checks that an event is of kind 8470, validly signed and addressed to `to`.
+pub fn check(event: &Event, to: &PublicKey) -> Result<(), MessageError> {
     if event.kind != kind::ISSUANCE || event.verify().is_err() {
         return Err(MessageError::NotIssuance);
     }
     let mut recipients = event.tags.public_keys();
-    if recipients.next() != Some(&to.public_key()) || recipients.next().is_some() {
+    if recipients.next() != Some(to) || recipients.next().is_some() {
         return Err(MessageError::NotForUs);
     }
-    let plain = nip44::decrypt(to.secret_key(), &event.pubkey, &event.content)?;
-    Ok(serde_json::from_str(&plain)?)
+    Ok(())
 }

@@ -11,16 +11,17 @@
 //! - A publish counts only when some relay said OK.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hashpit_nips::eh02::{self, MessageError};
 use nostr_sdk::prelude::{Monitor, MonitorNotification, RelayPoolNotification};
 use nostr_sdk::{
-    Client, Event, EventId, Filter, Keys, PublicKey, RelayMessage, RelayOptions, RelayStatus,
-    RelayUrl, SubscriptionId, Timestamp,
+    Client, Event, EventId, Filter, Keys, NostrSigner, PublicKey, RelayMessage, RelayOptions,
+    RelayStatus, RelayUrl, SubscriptionId, Timestamp,
 };
-use rand08::rngs::OsRng;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
@@ -59,7 +60,8 @@ pub enum MailboxError {
 #[derive(Debug, Clone)]
 pub struct Mailbox {
     client: Client,
-    keys: Keys,
+    signer: Arc<dyn NostrSigner>,
+    public_key: PublicKey,
 }
 
 /// What comes in through a subscription.
@@ -74,13 +76,23 @@ pub enum Arrival {
 impl Mailbox {
     /// Starts to connect to `relays`, and keeps at it; does not wait.
     pub async fn connect(keys: Keys, relays: &[RelayUrl]) -> Result<Self, MailboxError> {
-        let client =
-            Client::builder().signer(keys.clone()).monitor(Monitor::new(STATUS_QUEUE)).build();
+        let public_key = keys.public_key();
+        Self::connect_as(Arc::new(keys), public_key, relays).await
+    }
+
+    /// As [`Mailbox::connect`], with a key that somebody else may hold (NIP-46).
+    pub async fn connect_as(
+        signer: Arc<dyn NostrSigner>,
+        public_key: PublicKey,
+        relays: &[RelayUrl],
+    ) -> Result<Self, MailboxError> {
+        let monitor = Monitor::new(STATUS_QUEUE);
+        let client = Client::builder().signer(signer.clone()).monitor(monitor).build();
         for relay in relays {
             let options = RelayOptions::new().retry_interval(RETRY_INTERVAL);
             client.pool().add_relay(relay, options).await?;
         }
-        Ok(Self { client, keys })
+        Ok(Self { client, signer, public_key })
     }
 
     /// Subscribes on every relay, now and whenever it connects.
@@ -119,14 +131,24 @@ impl Mailbox {
     ) -> Result<EventId, MailboxError> {
         let now = Timestamp::now();
         let expiration = now + MESSAGE_LIFETIME;
-        let event = eh02::seal(message, &self.keys, to, now, expiration, &mut OsRng)?;
+        let plain = serde_json::to_string(message).map_err(MessageError::from)?;
+        let cipher = self.signer.nip44_encrypt(to, &plain).await.map_err(MessageError::from)?;
+        let unsigned = eh02::envelope(cipher, self.public_key, to, now, expiration);
+        let event = self.signer.sign_event(unsigned).await.map_err(MessageError::from)?;
         self.publish(&event).await?;
         Ok(event.id)
     }
 
+    /// Verifies, decrypts and parses an EH-02 message to us.
+    pub async fn open<M: DeserializeOwned>(&self, event: &Event) -> Result<M, MessageError> {
+        eh02::check(event, &self.public_key)?;
+        let plain = self.signer.nip44_decrypt(&event.pubkey, &event.content).await?;
+        Ok(serde_json::from_str(&plain)?)
+    }
+
     /// The key that it speaks as.
-    pub fn keys(&self) -> &Keys {
-        &self.keys
+    pub fn public_key(&self) -> PublicKey {
+        self.public_key
     }
 
     /// Closes the connections.
