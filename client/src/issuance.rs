@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hashpit_mailbox::{Arrival, MESSAGE_LIFETIME, Mailbox, MailboxError};
 use hashpit_nips::eh01::EpochKeyset;
-use hashpit_nips::eh02::{self, Batch, MAX_ACKS, MinerMessage, PoolMessage, Statement};
+use hashpit_nips::eh02::{Batch, MAX_ACKS, MinerMessage, PoolMessage, Statement};
 use hashpit_nips::{EpochId, HashUnits, kind};
 use nostr_sdk::{Event, EventId, Filter, PublicKey, RelayUrl, Timestamp};
 use tokio::sync::watch;
@@ -93,7 +93,7 @@ pub async fn claim(
     let mut known = known.unwrap_or_else(|| KnownPool::new(pool, oldest));
     known.relays = relays.to_vec();
     wallet.remember(&known).await?;
-    let mailbox = Mailbox::connect(wallet.keys(), relays).await?;
+    let mailbox = Mailbox::connect_as(wallet.signer(), wallet.public_key(), relays).await?;
     let claim = Claim {
         wallet,
         known,
@@ -139,7 +139,7 @@ impl Claim<'_> {
         let filter = Filter::new()
             .kind(kind::ISSUANCE)
             .author(self.known.pool)
-            .pubkey(self.wallet.keys().public_key())
+            .pubkey(self.wallet.public_key())
             .since(self.known.read_until - OVERLAP);
         let mut inbox = self.mailbox.subscribe(filter).await?;
         let mut tick = tokio::time::interval(TICK);
@@ -173,7 +173,7 @@ impl Claim<'_> {
     }
 
     async fn read(&mut self, event: &Event) -> Result<(), ClaimError> {
-        let message = match eh02::open::<PoolMessage>(event, self.mailbox.keys()) {
+        let message = match self.mailbox.open::<PoolMessage>(event).await {
             Ok(message) if event.pubkey == self.known.pool => message,
             Ok(_) => return Ok(()),
             Err(error) => {
@@ -228,6 +228,12 @@ impl Claim<'_> {
         match self.wallet.apply(batch).await {
             Ok(Applied::New(units)) => info!(batch = number, %units, "ehash received"),
             Ok(Applied::Known) => debug!(batch = number, "batch known already"),
+            Ok(Applied::Deferred) => {
+                debug!(batch = number, "restored; asking the pool where we stand");
+                self.epoch = self.wallet.epoch(unit).await?;
+                self.hello().await;
+                return Ok(());
+            }
             Err(WalletError::BadSignatures(why)) => {
                 warn!(batch = number, why, "batch refused; it is not acknowledged");
                 return Ok(());
@@ -244,6 +250,7 @@ impl Claim<'_> {
     async fn compare(&mut self, statement: Statement) -> Result<(), ClaimError> {
         self.statement_at = Some(Instant::now());
         self.hello_pause = HELLO.1;
+        self.adopt_statement(&statement).await?;
         if let Some(epoch) = self.epoch.as_ref().filter(|epoch| epoch.unit == statement.unit) {
             if epoch.contradicts(&statement) {
                 warn!(
@@ -262,6 +269,29 @@ impl Claim<'_> {
         }
         self.progress.send_modify(|progress| progress.statement = Some(statement));
         Ok(())
+    }
+
+    /// A restored wallet counts on from the first statement.
+    async fn adopt_statement(&mut self, statement: &Statement) -> Result<(), ClaimError> {
+        let Some(epoch) = &self.epoch else { return Ok(()) };
+        if epoch.unit != statement.unit || !epoch.awaits_adoption() {
+            return Ok(());
+        }
+        match self.wallet.adopt(statement).await {
+            Ok(epoch) => {
+                info!(received = %epoch.received, "restored; counting on from the pool's word");
+                self.adopt(epoch);
+                self.top_up().await
+            }
+            Err(error @ (WalletError::Database(_) | WalletError::Directory { .. })) => {
+                Err(error.into())
+            }
+            Err(error) => {
+                warn!(%error, "the mint must say what it signed before; trying again");
+                self.hello_pause = HELLO.0;
+                Ok(())
+            }
+        }
     }
 
     /// Sends what has become due: acknowledgements, hellos, requests.

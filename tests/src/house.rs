@@ -123,11 +123,21 @@ impl PoolHouse {
         wallet: &Wallet,
         relay: &RelayHouse,
     ) -> anyhow::Result<HashUnits> {
+        self.work_for(wallet.public_key()).await?;
+        let (progress, _) = watch::channel(Progress::default());
+        let (relays, until) = ([relay.url.clone()], Until::Settled(PATIENCE));
+        issuance::claim(wallet, self.key, &relays, until, progress, CancellationToken::new())
+            .await?;
+        Ok(wallet.ehash(self.epoch.id).await?)
+    }
+
+    /// Mines until a share for `miner` is accepted.
+    pub async fn work_for(&self, miner: PublicKey) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         let config = miner::Config {
             pool: self.sv2.to_string(),
             authority: self.authority.parse().map_err(|e| anyhow::anyhow!("{e:?}"))?,
-            identity: MinerIdentity { miner: wallet.keys().public_key(), worker: None },
+            identity: MinerIdentity { miner: miner, worker: None },
             threads: NonZeroUsize::MIN,
             max_hashrate: Some(200_000.0),
         };
@@ -136,11 +146,7 @@ impl PoolHouse {
         timeout(PATIENCE, mining.wait_for(|now| now.accepted > 0)).await??;
         stop.cancel();
         mined.await?;
-        let (progress, _) = watch::channel(Progress::default());
-        let (relays, until) = ([relay.url.clone()], Until::Settled(PATIENCE));
-        issuance::claim(wallet, self.key, &relays, until, progress, CancellationToken::new())
-            .await?;
-        Ok(wallet.ehash(self.epoch.id).await?)
+        Ok(())
     }
 
     /// Stops it and returns how it ended.

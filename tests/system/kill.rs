@@ -85,7 +85,7 @@ async fn nothing_is_lost_or_doubled() {
     let pool = PoolHouse::start(PoolHouse::config(&relays), &dir.join("pool")).await.unwrap();
     let (key, epoch, authority) = (pool.key, pool.epoch.id, pool.authority.clone());
     pool.stop().await.unwrap();
-    let wallet = Wallet::create(&dir.join("wallet"), rand::random()).await.unwrap();
+    let wallet = Wallet::open_or_create(&dir.join("wallet"), rand::random).await.unwrap();
 
     let args = |text: &str| {
         let config = ["--config".to_owned(), config_file.display().to_string()];
@@ -99,7 +99,7 @@ async fn nothing_is_lost_or_doubled() {
     let miner = miner::Config {
         pool: format!("127.0.0.1:{sv2_port}"),
         authority: authority.parse().unwrap(),
-        identity: MinerIdentity { miner: wallet.keys().public_key(), worker: None },
+        identity: MinerIdentity { miner: wallet.public_key(), worker: None },
         threads: std::num::NonZeroUsize::MIN,
         max_hashrate: Some(200_000.0),
     };
@@ -123,7 +123,7 @@ async fn nothing_is_lost_or_doubled() {
 
     settle(dir, &wallet, epoch).await;
     let held = wallet.ehash(epoch).await.unwrap();
-    let other = Wallet::create(&dir.join("other"), rand::random()).await.unwrap();
+    let other = Wallet::open_or_create(&dir.join("other"), rand::random).await.unwrap();
     let token = wallet.send(held.get(), None).await.unwrap();
     let spent = other.receive(&token.to_string()).await.unwrap();
     assert_eq!(spent.amount, held.get(), "all of it can be spent");

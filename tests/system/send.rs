@@ -41,8 +41,8 @@ async fn a_send_that_is_cut_short_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let (relay, pool) = relay_and_pool(dir).await.unwrap();
-    let sender = Wallet::create(&dir.join("wallet"), rand::random()).await.unwrap();
-    let receiver = Wallet::create(&dir.join("receiver"), rand::random()).await.unwrap();
+    let sender = Wallet::open_or_create(&dir.join("wallet"), rand::random).await.unwrap();
+    let receiver = Wallet::open_or_create(&dir.join("receiver"), rand::random).await.unwrap();
     let whole = pool.pay_for_work(&sender, &relay).await.unwrap().get();
 
     let mut received = 0;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use hashpit_client::wallet::MintUrl;
 use nostr_sdk::{PublicKey, RelayUrl};
 
 /// Ehash on Nostr: mine, hold and trade tokens for work done.
@@ -41,6 +42,13 @@ pub enum Command {
     Pool(Pool),
     /// Hold, send, receive and claim ehash.
     Wallet(Wallet),
+    /// Print a script that completes hashpit's commands in a shell.
+    ///
+    /// For bash: `hashpit completions bash > ~/.local/share/bash-completion/completions/hashpit`
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 impl Command {
@@ -97,8 +105,14 @@ pub struct Wallet {
 
 #[derive(Debug, Subcommand)]
 pub enum WalletCommand {
-    /// Make a wallet and show its twelve words, once.
-    Init,
+    /// Make a wallet and show its twelve words.
+    Init(Init),
+    /// Bring a wallet back from its twelve words, read from stdin.
+    ///
+    /// A relay that holds its backup is enough; so is a mint, which is slower.
+    Restore(Restore),
+    /// Show the wallet's public keys, and what else is asked for.
+    Keys(Keys),
     /// Show what there is to spend.
     Balance,
     /// Fetch the ehash that a pool owes this wallet's npub.
@@ -110,6 +124,71 @@ pub enum WalletCommand {
     Send(Send),
     /// Put a token string into the wallet.
     Receive(Receive),
+    /// Show what came in and went out, newest first.
+    History(History),
+    /// Take back a token that nobody has received.
+    Reclaim(Reclaim),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Init {
+    /// Encrypt the words with a password (NIP-49).
+    #[arg(long)]
+    pub encrypt: bool,
+    /// Leave the Nostr identity with a remote signer (NIP-46): `bunker://…`.
+    #[arg(long, value_name = "BUNKER")]
+    pub signer: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Restore {
+    /// A relay that holds the backup; may be repeated.
+    #[arg(long = "relay", value_name = "URL")]
+    pub relays: Vec<RelayUrl>,
+    /// A mint to ask for everything of this seed; may be repeated.
+    #[arg(long = "mint", value_name = "URL")]
+    pub mints: Vec<MintUrl>,
+    /// Encrypt the words with a password (NIP-49).
+    #[arg(long)]
+    pub encrypt: bool,
+    /// The remote signer that held the Nostr identity (NIP-46): `bunker://…`.
+    #[arg(long, value_name = "BUNKER")]
+    pub signer: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Keys {
+    /// Show the npub as a QR code too.
+    #[arg(long)]
+    pub qr: bool,
+    /// Show the twelve words.
+    #[arg(long)]
+    pub words: bool,
+    /// Show the Nostr secret key, encrypted with a password (NIP-49).
+    #[arg(long)]
+    pub ncryptsec: bool,
+    /// Encrypt the stored words with a password from now on.
+    #[arg(long, conflicts_with = "decrypt")]
+    pub encrypt: bool,
+    /// Store the words without a password from now on.
+    #[arg(long)]
+    pub decrypt: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct History {
+    /// Entries to show.
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+    /// Show each batch of a pool by itself.
+    #[arg(long)]
+    pub batches: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Reclaim {
+    /// The token's id, or its beginning, as `history` shows it.
+    pub id: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -136,6 +215,9 @@ pub struct Send {
     /// Unit, where the wallet holds several: `hash_02…_<height>`.
     #[arg(long)]
     pub unit: Option<String>,
+    /// Show the token as a QR code too.
+    #[arg(long)]
+    pub qr: bool,
 }
 
 #[derive(Debug, clap::Args)]

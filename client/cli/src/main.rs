@@ -8,11 +8,13 @@
 //! | `up` | every role in one process |
 //! | `roles` | one role for operators |
 //! | `wallet` | the wallet's commands |
+//! | `terminal` | tables, QR codes, progress bars, questions |
 
 mod args;
 mod config;
 mod listen;
 mod roles;
+mod terminal;
 mod up;
 mod wallet;
 
@@ -20,7 +22,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use args::{Args, Command};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use config::Config;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +51,10 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Relay(options) => roles::relay(options, config, dir, shutdown).await,
             Command::Pool(options) => roles::pool(options, config, dir, shutdown).await,
             Command::Wallet(options) => wallet::run(options, dir, shutdown).await,
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Args::command(), "hashpit", &mut io::stdout());
+                Ok(())
+            }
         }
     })
 }

@@ -25,6 +25,7 @@ use tracing::warn;
 use crate::args::{self, Milestone};
 use crate::config::Config;
 use crate::listen::{Listen, Port};
+use crate::wallet;
 use display::{Addresses, Display};
 
 /// How often progress is looked at.
@@ -113,7 +114,7 @@ impl House {
         };
         let sv2 = listeners.sv2.local_addr()?;
 
-        let wallet = Wallet::open_or_create(&dir.join("wallet"), rand::random).await?;
+        let wallet = wallet::open_or_create(&dir.join("wallet")).await?;
         let relay = Relay::open(config.relay, &dir.join("relay"), Clock::system())?;
         let gauges = relay.gauges();
         config.pool.relays.insert(0, relay_url.clone());
@@ -125,7 +126,7 @@ impl House {
             sv2,
             authority: pool.authority().to_string(),
             pool: pool.public_key(),
-            miner: wallet.keys().public_key(),
+            miner: wallet.public_key(),
         };
         let (monitor, pool_key) = (pool.monitor(), pool.public_key());
 

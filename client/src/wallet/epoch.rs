@@ -18,13 +18,13 @@ use cdk::nuts::{
     State,
 };
 use cdk_common::wallet::ProofInfo;
-use hashpit_nips::eh01::EpochKeyset;
-use hashpit_nips::eh02::{Batch, Statement};
+use hashpit_nips::eh01::{EpochKeyset, EpochState as Phase};
+use hashpit_nips::eh02::{Batch, MAX_BLANKS, Statement};
 use hashpit_nips::{EpochId, HashUnits, Seed, WorkBits};
 use nostr_sdk::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{NAMESPACE, Store, Wallet, WalletError};
+use super::{NAMESPACE, Store, Wallet, WalletError, history};
 
 const TABLE: &str = "epochs";
 const VERSION: u8 = 1;
@@ -39,7 +39,7 @@ pub(crate) struct EpochState {
     /// Its keyset.
     pub(crate) keyset: Id,
     /// Where its ehash is honoured.
-    mint: MintUrl,
+    pub(super) mint: MintUrl,
     /// When the pool said so; relays may deliver an older word later.
     announced_at: Timestamp,
     /// One unit is 2^work hashes.
@@ -54,6 +54,26 @@ pub(crate) struct EpochState {
     pub(crate) received: HashUnits,
     /// A batch whose proofs may or may not be stored yet.
     pub(super) applying: Option<Batch>,
+    /// What the pool last said of the epoch.
+    #[serde(default)]
+    pub(crate) phase: Option<Phase>,
+    /// What became of the epoch's batches before the wallet was restored.
+    #[serde(default)]
+    past: Past,
+}
+
+/// How well a wallet knows which batches its epoch had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Past {
+    /// It has applied every one itself.
+    #[default]
+    Own,
+    /// The wallet was restored. Once the pool has said how many there were, the
+    /// mint is asked which of the outstanding blanks were signed.
+    Unknown,
+    /// It was restored, and has counted on from a statement.
+    Adopted,
 }
 
 /// Blanks to send to the pool.
@@ -70,6 +90,8 @@ pub(crate) enum Applied {
     New(HashUnits),
     /// They were before.
     Known,
+    /// Not before the pool has said where a restored wallet stands.
+    Deferred,
 }
 
 impl Wallet {
@@ -106,9 +128,10 @@ impl Wallet {
             Some(known) if known.keyset != announced.keyset.id => return Ok(None),
             Some(known) if known.announced_at > announced_at => return Ok(Some(known)),
             Some(known) => known,
-            None => EpochState::new(announced),
+            None => self.first_sight(announced).await?,
         };
         state.announced_at = announced_at;
+        state.phase = Some(announced.state);
         if state.mint != announced.mint {
             let (old, new) = (state.mint.clone(), announced.mint.clone());
             self.store.update_mint_url(old, new).await?;
@@ -128,6 +151,35 @@ impl Wallet {
         }
         state.save(&self.store).await?;
         Ok(Some(state))
+    }
+
+    async fn first_sight(&self, announced: &EpochKeyset) -> Result<EpochState, WalletError> {
+        let mut state = EpochState::new(announced);
+        if let Some(blanks) = self.restored_blanks(&state.keyset).await? {
+            state.outstanding = blanks;
+            state.past = Past::Unknown;
+        }
+        Ok(state)
+    }
+
+    /// Lets a restored wallet count on from the pool's statement: whatever was
+    /// signed before it is asked of the mint. The mint must answer.
+    pub(crate) async fn adopt(&self, statement: &Statement) -> Result<EpochState, WalletError> {
+        let _lock = self.lock().await?;
+        let state = self.epoch(statement.unit).await?;
+        let mut state = state.ok_or(WalletError::BadSignatures("of an epoch not announced"))?;
+        if state.past != Past::Unknown {
+            return Ok(state);
+        }
+        let (keyset, unit) = (state.keyset, state.unit()?);
+        let signed = self.recover_signed(&state.mint, &unit, keyset, &state.outstanding).await?;
+        state.outstanding.retain(|counter| !signed.contains(counter));
+        state.next_batch = statement.batches;
+        state.early.clear();
+        state.received = statement.issued;
+        state.past = Past::Adopted;
+        state.save(&self.store).await?;
+        Ok(state)
     }
 
     /// Tops the outstanding blanks up to `target` and returns the new ones.
@@ -156,7 +208,8 @@ impl Wallet {
         unit: EpochId,
     ) -> Result<Option<NewBlanks>, WalletError> {
         let Some(state) = self.epoch(unit).await? else { return Ok(None) };
-        let outputs = state.blanks(&self.seed, state.outstanding.iter().copied())?;
+        let counters = state.outstanding.iter().copied().take(MAX_BLANKS);
+        let outputs = state.blanks(&self.seed, counters)?;
         let blanks = NewBlanks { keyset: state.keyset, outputs };
         Ok((!blanks.outputs.is_empty()).then_some(blanks))
     }
@@ -169,7 +222,18 @@ impl Wallet {
         if state.has(batch.batch) {
             return Ok(Applied::Known);
         }
-        let blanks = state.match_blanks(&self.seed, &batch)?;
+        if state.past == Past::Unknown {
+            return Ok(Applied::Deferred);
+        }
+        let blanks = match state.match_blanks(&self.seed, &batch) {
+            // Recovered from the mint since the statement that was counted from.
+            Err(WalletError::BadSignatures(_)) if state.past == Past::Adopted => {
+                state.past = Past::Unknown;
+                state.save(&self.store).await?;
+                return Ok(Applied::Deferred);
+            }
+            matched => matched?,
+        };
         state.check(&self.store, &batch).await?;
         let units = batch.signatures.iter().map(|signed| u64::from(signed.signature.amount));
         let units = HashUnits::new(units.sum());
@@ -194,7 +258,18 @@ impl EpochState {
             early: BTreeSet::new(),
             received: HashUnits::ZERO,
             applying: None,
+            phase: None,
+            past: Past::Own,
         }
+    }
+
+    /// True if the wallet was restored and has to hear from the pool first.
+    pub(crate) fn awaits_adoption(&self) -> bool {
+        self.past == Past::Unknown
+    }
+
+    fn unit(&self) -> Result<CurrencyUnit, WalletError> {
+        Ok(CurrencyUnit::from_str(&self.unit.to_string()).map_err(cdk::Error::from)?)
     }
 
     /// True if the batch of this number has arrived.
@@ -202,22 +277,25 @@ impl EpochState {
         batch < self.next_batch || self.early.contains(&batch)
     }
 
-    /// Blanks that the pool should have and has not signed.
+    /// Blanks that the pool should have and has not signed; a pool holds no more
+    /// than [`MAX_BLANKS`].
     pub(crate) fn outstanding(&self) -> usize {
-        self.outstanding.len()
+        self.outstanding.len().min(MAX_BLANKS)
     }
 
     /// True if every batch of the statement has arrived and the pool owes no
     /// whole unit more.
     pub(crate) fn is_settled(&self, statement: &Statement) -> bool {
         let owed = self.work.units_in(statement.work).unwrap_or(HashUnits::ZERO);
-        self.next_batch >= statement.batches && owed <= self.received
+        self.past != Past::Unknown && self.next_batch >= statement.batches && owed <= self.received
     }
 
     /// True if all batches have arrived and their sum is not what the pool
     /// says it issued.
     pub(crate) fn contradicts(&self, statement: &Statement) -> bool {
-        self.next_batch == statement.batches && self.received != statement.issued
+        self.past != Past::Unknown
+            && self.next_batch == statement.batches
+            && self.received != statement.issued
     }
 
     /// Finishes what a crash interrupted. Called with the lock held.
@@ -296,8 +374,9 @@ impl EpochState {
         let Some(batch) = self.applying.take() else { return Ok(()) };
         let keys = store.get_keys(&self.keyset).await?;
         let keys = keys.ok_or(WalletError::UnknownKeyset(self.keyset))?;
-        let unit = CurrencyUnit::from_str(&self.unit.to_string()).map_err(cdk::Error::from)?;
+        let unit = self.unit()?;
         let (mut proofs, mut units) = (Vec::new(), 0u64);
+        let mut ys = Vec::new();
         for (signed, blank) in batch.signatures.iter().zip(&blanks) {
             let (signature, r) = (vec![signed.signature.clone()], vec![blank.r.clone()]);
             let secret = vec![blank.secret.clone()];
@@ -307,11 +386,13 @@ impl EpochState {
                 units += u64::from(proof.amount);
                 let counter = blank.derivation_index.expect("derived from a counter");
                 let info = ProofInfo::new(proof, self.mint.clone(), State::Unspent, unit.clone())?;
+                ys.push(info.y);
                 proofs.push(info.with_derivation_index(counter));
                 self.outstanding.remove(&counter);
             }
         }
         store.update_proofs(proofs, Vec::new()).await?;
+        store.add_transaction(history::claimed(self, units, ys, unit)).await?;
         let received = self.received.checked_add(HashUnits::new(units));
         self.received = received.map_err(|_| WalletError::BadSignatures("beyond counting"))?;
         self.early.insert(batch.batch);

@@ -8,8 +8,11 @@
 //! process left undone.
 
 mod epoch;
+mod history;
+mod identity;
 mod lock;
 mod pools;
+mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -19,21 +22,27 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cdk::mint_url::MintUrl;
+pub use cdk::mint_url::MintUrl;
 use cdk::nuts::{CurrencyUnit, State, Token};
 use cdk::wallet::{ReceiveOptions, SendOptions, WalletBuilder};
-use cdk::{Amount, Wallet as CdkWallet};
+use cdk::{Amount, HttpClient, Wallet as CdkWallet};
 use cdk_common::database::WalletDatabase;
 use cdk_common::wallet::{SendSagaState, WalletSagaState};
 use cdk_sqlite::wallet::WalletSqliteDatabase;
-use hashpit_nips::seed_file::{self, SeedFileError};
+use hashpit_nips::eh01::EpochState as Phase;
+use hashpit_nips::seed_file::{self, SeedFile, SeedFileError};
 use hashpit_nips::{EpochId, HashUnits, Seed};
-use nostr_sdk::{Keys, Timestamp};
+use nostr_sdk::Timestamp;
 use serde::Serialize;
 
 pub(crate) use epoch::{Applied, EpochState, NewBlanks};
+pub use history::{Entry, Status, What};
+use identity::Identity;
+pub use identity::account;
 use lock::Lock;
 pub use pools::KnownPool;
+use restore::Connector;
+pub use restore::{Remains, RestoreStep, RestoredAt};
 
 /// Where our records stand in cdk's key-value table.
 const NAMESPACE: &str = "hashpit";
@@ -70,6 +79,18 @@ pub enum WalletError {
     /// The seed file.
     #[error(transparent)]
     Seed(#[from] SeedFileError),
+    /// The words are encrypted.
+    #[error("the wallet in {0} is encrypted; type its password, or give it in HASHPIT_PASSWORD")]
+    Locked(PathBuf),
+    /// The remote signer.
+    #[error("remote signer: {0}; is it running, and has it allowed hashpit?")]
+    Signer(String),
+    /// The identity cannot change any more.
+    #[error(
+        "this wallet has mined under its own key; make another wallet (--data-dir) for a remote \
+         signer, and send the ehash there"
+    )]
+    IdentityInUse,
     /// Another process holds the wallet.
     #[error("another hashpit process is using this wallet; try again when it is done")]
     Busy,
@@ -107,6 +128,12 @@ pub enum WalletError {
     /// The keyset that signed is not known here.
     #[error("unknown keyset {0}; the pool has to announce it first")]
     UnknownKeyset(cdk::nuts::Id),
+    /// No sent token has this id.
+    #[error("no one token that was sent has the id {0}; see `hashpit wallet history`")]
+    NoSuchToken(String),
+    /// It cannot be taken back.
+    #[error("token {0} is not pending: it was received, or taken back before")]
+    NotPending(String),
     /// Signatures that are not what they should be.
     #[error("the pool's signatures were refused: {0}")]
     BadSignatures(&'static str),
@@ -117,6 +144,7 @@ pub enum WalletError {
 pub struct Wallet {
     dir: PathBuf,
     seed: Seed,
+    identity: Identity,
     store: Store,
 }
 
@@ -132,6 +160,8 @@ pub struct Balance {
     /// In tokens that were made and, as far as the wallet knows, not received
     /// yet; also in a send that was cut short, until the next send or receive.
     pub pending: u64,
+    /// For ehash, what its pool last said of the epoch.
+    pub state: Option<Phase>,
 }
 
 /// A token that was received.
@@ -145,22 +175,55 @@ pub struct Received {
     pub amount: u64,
 }
 
+impl WalletError {
+    fn signer(error: impl std::fmt::Display) -> Self {
+        Self::Signer(error.to_string())
+    }
+}
+
 impl Wallet {
-    /// Makes a wallet in `dir`, from `entropy` of a secure generator.
-    pub async fn create(dir: &Path, entropy: [u8; 16]) -> Result<Self, WalletError> {
+    /// Makes a wallet of `seed` in `dir`; with a password, the words are stored
+    /// encrypted (NIP-49). Making the same wallet again is no error.
+    pub async fn create(
+        dir: &Path,
+        seed: Seed,
+        password: Option<&str>,
+    ) -> Result<Self, WalletError> {
         make_dir(dir)?;
-        if seed_file::read(&seed_path(dir))?.is_some() {
-            return Err(WalletError::Exists(dir.to_owned()));
+        let path = seed_path(dir);
+        match (seed_file::open(&path)?, password) {
+            (Some(SeedFile::Open(present)), _) if present == seed => {}
+            (Some(SeedFile::Locked(locked)), Some(password))
+                if locked.unlock(password).is_ok_and(|present| present == seed) => {}
+            (Some(_), _) => return Err(WalletError::Exists(dir.to_owned())),
+            (None, Some(password)) => {
+                seed_file::write_locked(&path, &seed, password, &mut rand08::rngs::OsRng)?;
+            }
+            (None, None) => seed_file::write(&path, &seed)?,
         }
-        let seed = seed_file::read_or_create(&seed_path(dir), || entropy)?;
         Self::with_seed(dir, seed).await
+    }
+
+    /// True if there is a wallet in `dir`.
+    pub fn exists(dir: &Path) -> Result<bool, WalletError> {
+        Ok(seed_file::open(&seed_path(dir))?.is_some())
     }
 
     /// Opens the wallet in `dir`.
     pub async fn open(dir: &Path) -> Result<Self, WalletError> {
-        let seed = seed_file::read(&seed_path(dir))?;
-        let seed = seed.ok_or_else(|| WalletError::None(dir.to_owned()))?;
-        Self::with_seed(dir, seed).await
+        match seed_file::open(&seed_path(dir))? {
+            Some(SeedFile::Open(seed)) => Self::with_seed(dir, seed).await,
+            Some(SeedFile::Locked(_)) => Err(WalletError::Locked(dir.to_owned())),
+            None => Err(WalletError::None(dir.to_owned())),
+        }
+    }
+
+    /// Opens the wallet in `dir` whose words are encrypted with `password`.
+    pub async fn unlock(dir: &Path, password: &str) -> Result<Self, WalletError> {
+        match seed_file::open(&seed_path(dir))? {
+            Some(SeedFile::Locked(locked)) => Self::with_seed(dir, locked.unlock(password)?).await,
+            _ => Self::open(dir).await,
+        }
     }
 
     /// Opens the wallet in `dir`, making one if there is none.
@@ -168,14 +231,18 @@ impl Wallet {
         dir: &Path,
         entropy: impl FnOnce() -> [u8; 16],
     ) -> Result<Self, WalletError> {
-        make_dir(dir)?;
-        let seed = seed_file::read_or_create(&seed_path(dir), entropy)?;
-        Self::with_seed(dir, seed).await
+        match Self::open(dir).await {
+            Err(WalletError::None(_)) => {
+                Self::create(dir, Seed::from_entropy(&entropy()), None).await
+            }
+            opened => opened,
+        }
     }
 
     async fn with_seed(dir: &Path, seed: Seed) -> Result<Self, WalletError> {
-        let store = WalletSqliteDatabase::new(&dir.join("wallet.sqlite")).await?;
-        let wallet = Self { dir: dir.to_owned(), seed, store: Arc::new(store) };
+        let store: Store = Arc::new(WalletSqliteDatabase::new(&dir.join("wallet.sqlite")).await?);
+        let identity = Identity::load(&store, &seed).await?;
+        let wallet = Self { dir: dir.to_owned(), seed, identity, store };
         drop(wallet.lock().await?);
         Ok(wallet)
     }
@@ -185,18 +252,21 @@ impl Wallet {
         &self.seed
     }
 
-    /// The miner's Nostr key (NIP-06, account 0): its npub is what it mines under.
-    pub fn keys(&self) -> Keys {
-        self.seed.nostr_keys(0)
-    }
-
     /// What there is to spend, and what is on its way out, by unit and mint.
     pub async fn balances(&self) -> Result<Vec<Balance>, WalletError> {
         let mut balances: BTreeMap<(String, String), Balance> = BTreeMap::new();
+        let epochs = self.epochs().await?;
+        let state = |unit: &str| {
+            let known = epochs.iter().find(|epoch| epoch.unit.to_string() == unit);
+            known.and_then(|epoch| epoch.phase)
+        };
         for proof in self.store.get_proofs(None, None, None, None).await? {
             let (unit, mint) = (proof.unit.to_string(), proof.mint_url.to_string());
             let balance = balances.entry((unit.clone(), mint.clone()));
-            let balance = balance.or_insert(Balance { unit, mint, amount: 0, pending: 0 });
+            let balance = balance.or_insert_with(|| {
+                let state = state(&unit);
+                Balance { unit, mint, amount: 0, pending: 0, state }
+            });
             match proof.state {
                 State::Unspent => balance.amount += u64::from(proof.proof.amount),
                 State::Spent => {}
@@ -229,7 +299,7 @@ impl Wallet {
                 wanted: HashUnits::new(amount),
             });
         }
-        let cdk = self.cdk(&balance.mint, &balance.unit)?;
+        let cdk = self.cdk(&balance.mint, &balance.unit).await?;
         let prepared = cdk
             .prepare_send(Amount::from(amount), SendOptions::default())
             .await
@@ -246,7 +316,7 @@ impl Wallet {
         let unit = parsed.unit().unwrap_or(CurrencyUnit::Sat).to_string();
         let _lock = self.lock().await?;
         self.resume_swaps().await?;
-        let cdk = self.cdk(&mint, &unit)?;
+        let cdk = self.cdk(&mint, &unit).await?;
         let amount = cdk
             .receive(token.trim(), ReceiveOptions::default())
             .await
@@ -263,7 +333,7 @@ impl Wallet {
             if pending == 0 {
                 continue;
             }
-            let cdk = self.cdk(&mint, &unit)?;
+            let cdk = self.cdk(&mint, &unit).await?;
             match tokio::time::timeout(RESUME, self.resume_swaps_at(&cdk)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, mint, "pending proofs stay as they are"),
@@ -314,10 +384,12 @@ impl Wallet {
         balances.pop().ok_or(nothing)
     }
 
-    fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
+    async fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
         let invalid = |error: &dyn std::fmt::Display| WalletError::Token(error.to_string());
+        let mint: MintUrl = mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?;
         let wallet = WalletBuilder::new()
-            .mint_url(mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?)
+            .shared_client(self.connector(&mint).await?)
+            .mint_url(mint)
             .unit(CurrencyUnit::from_str(unit).map_err(|error| invalid(&error))?)
             .localstore(self.store.clone())
             .seed(self.seed.to_bytes())
@@ -325,6 +397,11 @@ impl Wallet {
             .target_proof_count(1)
             .build()?;
         Ok(wallet)
+    }
+
+    /// The way to a mint.
+    async fn connector(&self, mint: &MintUrl) -> Result<Connector, WalletError> {
+        Ok(Arc::new(HttpClient::new(mint.clone(), None)))
     }
 
     /// Takes the wallet's lock, and finishes what a crash left half done.

@@ -45,13 +45,13 @@ impl Pair {
     pub async fn start(dir: &Path, config: Config) -> Result<Self> {
         let relay = config.relays.first().context("no relay")?.clone();
         let pool = PoolHouse::start(config, &dir.join("pool")).await?;
-        let wallet = Wallet::create(&dir.join("wallet"), [7; 16]).await?;
+        let wallet = Wallet::open_or_create(&dir.join("wallet"), || [7; 16]).await?;
         Ok(Self { pool, wallet, relay })
     }
 
     /// What the wallet's miners call themselves.
     pub fn npub(&self) -> Result<String> {
-        Ok(self.wallet.keys().public_key().to_bech32()?)
+        Ok(self.wallet.public_key().to_bech32()?)
     }
 
     /// Mines with hashpit's own CPU miner until the pool has acknowledged
