@@ -389,6 +389,7 @@ impl Claim<'_> {
                 }
                 self.sent.push_back(id);
             }
+            Err(MailboxError::Message(error)) => warn!(%error, "message not sent"),
             Err(error) => debug!(%error, "message not sent"),
         }
     }

@@ -137,7 +137,7 @@ impl PoolHouse {
         let config = miner::Config {
             pool: self.sv2.to_string(),
             authority: self.authority.parse().map_err(|e| anyhow::anyhow!("{e:?}"))?,
-            identity: MinerIdentity { miner: miner, worker: None },
+            identity: MinerIdentity { miner, worker: None },
             threads: NonZeroUsize::MIN,
             max_hashrate: Some(200_000.0),
         };
