@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use hashpit_client::mint::Route;
 use nostr_sdk::{PublicKey, RelayUrl};
 
 /// Ehash on Nostr: mine, hold and trade tokens for work done.
@@ -91,6 +92,11 @@ pub struct Wallet {
     /// Print JSON on stdout.
     #[arg(long, global = true)]
     pub json: bool,
+    /// How to reach mints: auto, http, or nostr (through the pool's relays).
+    ///
+    /// Auto takes HTTP where the mint's host answers, else Nostr.
+    #[arg(long, global = true, value_name = "WAY", default_value = "auto")]
+    pub via: Route,
     #[command(subcommand)]
     pub command: WalletCommand,
 }
@@ -142,4 +148,8 @@ pub struct Send {
 pub struct Receive {
     /// The token, `cashuB…`; `-` or nothing reads it from stdin.
     pub token: Option<String>,
+    /// A relay of the token's pool, where its mint cannot be reached and the
+    /// pool is new to this wallet; may be repeated.
+    #[arg(long = "relay", value_name = "URL")]
+    pub relays: Vec<RelayUrl>,
 }

@@ -23,15 +23,17 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let dir = data_dir.join("wallet");
-    let json = options.json;
+    let (json, via) = (options.json, options.via);
+    let open = async || anyhow::Ok(Wallet::open(&dir).await?.with_route(via));
     match options.command {
         WalletCommand::Init => init(&dir, json).await,
-        WalletCommand::Balance => balance(&Wallet::open(&dir).await?, json).await,
-        WalletCommand::Claim(options) => {
-            claim(&Wallet::open(&dir).await?, options, json, shutdown).await
+        WalletCommand::Balance => balance(&open().await?, json).await,
+        WalletCommand::Claim(options) => claim(&open().await?, options, json, shutdown).await,
+        WalletCommand::Send(options) => send(&open().await?, options, json).await,
+        WalletCommand::Receive(options) => {
+            let wallet = open().await?.with_relays(options.relays.clone());
+            receive(&wallet, options, json).await
         }
-        WalletCommand::Send(options) => send(&Wallet::open(&dir).await?, options, json).await,
-        WalletCommand::Receive(options) => receive(&Wallet::open(&dir).await?, options, json).await,
     }
 }
 

@@ -10,6 +10,7 @@
 mod epoch;
 mod lock;
 mod pools;
+mod proofs;
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +22,18 @@ use std::time::Duration;
 
 use cdk::mint_url::MintUrl;
 use cdk::nuts::{CurrencyUnit, State, Token};
-use cdk::wallet::{ReceiveOptions, SendOptions, WalletBuilder};
+use cdk::wallet::{BaseHttpClient, SendOptions, WalletBuilder};
 use cdk::{Amount, Wallet as CdkWallet};
 use cdk_common::database::WalletDatabase;
 use cdk_common::wallet::{SendSagaState, WalletSagaState};
 use cdk_sqlite::wallet::WalletSqliteDatabase;
+use hashpit_mailbox::MailboxError;
 use hashpit_nips::seed_file::{self, SeedFileError};
 use hashpit_nips::{EpochId, HashUnits, Seed};
-use nostr_sdk::{Keys, Timestamp};
+use nostr_sdk::{Keys, RelayUrl, Timestamp};
 use serde::Serialize;
+
+use crate::mint::{Mints, NostrTransport, Route};
 
 pub(crate) use epoch::{Applied, EpochState, NewBlanks};
 use lock::Lock;
@@ -90,6 +94,12 @@ pub enum WalletError {
         /// Why.
         source: cdk::Error,
     },
+    /// The relays could not be used.
+    #[error(transparent)]
+    Mailbox(#[from] MailboxError),
+    /// No way to the mint over Nostr.
+    #[error("no relay of {0}'s pool is known; name one with --relay, or claim from the pool first")]
+    NoRelay(String),
     /// Not a Cashu token.
     #[error("this is no Cashu token: {0}; paste the whole string that starts with cashuB")]
     Token(String),
@@ -118,6 +128,7 @@ pub struct Wallet {
     dir: PathBuf,
     seed: Seed,
     store: Store,
+    mints: Mints,
 }
 
 /// What the wallet holds of one unit at one mint.
@@ -175,9 +186,25 @@ impl Wallet {
 
     async fn with_seed(dir: &Path, seed: Seed) -> Result<Self, WalletError> {
         let store = WalletSqliteDatabase::new(&dir.join("wallet.sqlite")).await?;
-        let wallet = Self { dir: dir.to_owned(), seed, store: Arc::new(store) };
+        let wallet =
+            Self { dir: dir.to_owned(), seed, store: Arc::new(store), mints: Mints::default() };
         drop(wallet.lock().await?);
         Ok(wallet)
+    }
+
+    /// This wallet, with another way to its mints.
+    #[must_use]
+    pub fn with_route(mut self, route: Route) -> Self {
+        self.mints.route = route;
+        self
+    }
+
+    /// This wallet, with relays to reach a pool's mint by that it has not claimed
+    /// from.
+    #[must_use]
+    pub fn with_relays(mut self, relays: Vec<RelayUrl>) -> Self {
+        self.mints.relays = relays;
+        self
     }
 
     /// The words that everything derives from.
@@ -229,7 +256,8 @@ impl Wallet {
                 wanted: HashUnits::new(amount),
             });
         }
-        let cdk = self.cdk(&balance.mint, &balance.unit)?;
+        let cdk = self.cdk(&balance.mint, &balance.unit).await?;
+        self.consolidate_at(&cdk).await.map_err(|error| explain(error, &cdk.mint_url))?;
         let prepared = cdk
             .prepare_send(Amount::from(amount), SendOptions::default())
             .await
@@ -246,11 +274,9 @@ impl Wallet {
         let unit = parsed.unit().unwrap_or(CurrencyUnit::Sat).to_string();
         let _lock = self.lock().await?;
         self.resume_swaps().await?;
-        let cdk = self.cdk(&mint, &unit)?;
-        let amount = cdk
-            .receive(token.trim(), ReceiveOptions::default())
-            .await
-            .map_err(|error| explain(error, &cdk.mint_url))?;
+        let cdk = self.cdk(&mint, &unit).await?;
+        let received = self.receive_at(&cdk, token.trim()).await;
+        let amount = received.map_err(|error| explain(error, &cdk.mint_url))?;
         Ok(Received { unit, mint, amount: u64::from(amount) })
     }
 
@@ -263,7 +289,13 @@ impl Wallet {
             if pending == 0 {
                 continue;
             }
-            let cdk = self.cdk(&mint, &unit)?;
+            let cdk = match self.cdk(&mint, &unit).await {
+                Ok(cdk) => cdk,
+                Err(error) => {
+                    tracing::warn!(%error, mint, "pending proofs stay as they are");
+                    continue;
+                }
+            };
             match tokio::time::timeout(RESUME, self.resume_swaps_at(&cdk)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, mint, "pending proofs stay as they are"),
@@ -314,17 +346,44 @@ impl Wallet {
         balances.pop().ok_or(nothing)
     }
 
-    fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
+    pub(crate) async fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
         let invalid = |error: &dyn std::fmt::Display| WalletError::Token(error.to_string());
-        let wallet = WalletBuilder::new()
-            .mint_url(mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?)
+        let url: MintUrl = mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?;
+        let mut wallet = WalletBuilder::new()
+            .mint_url(url.clone())
             .unit(CurrencyUnit::from_str(unit).map_err(|error| invalid(&error))?)
             .localstore(self.store.clone())
             .seed(self.seed.to_bytes())
             .use_http_subscription()
-            .target_proof_count(1)
-            .build()?;
-        Ok(wallet)
+            .target_proof_count(1);
+        if let Some(transport) = self.over_nostr(&url, unit).await? {
+            wallet = wallet.client(BaseHttpClient::with_transport(url, transport, None));
+        }
+        Ok(wallet.build()?)
+    }
+
+    /// The way to a mint over Nostr, if that is the one to take.
+    async fn over_nostr(
+        &self,
+        mint: &MintUrl,
+        unit: &str,
+    ) -> Result<Option<NostrTransport>, WalletError> {
+        if self.mints.prefers_http(mint).await {
+            return Ok(None);
+        }
+        let auto = self.mints.route == Route::Auto;
+        let Ok(EpochId { pool, .. }) = unit.parse() else {
+            let none = || WalletError::NoRelay(unit.to_owned());
+            return if auto { Ok(None) } else { Err(none()) };
+        };
+        let known = self.pools().await?.into_iter().find(|known| known.pool == pool);
+        let mut relays = known.map(|known| known.relays).unwrap_or_default();
+        relays.extend(self.mints.relays.iter().cloned());
+        if relays.is_empty() {
+            return if auto { Ok(None) } else { Err(WalletError::NoRelay(unit.to_owned())) };
+        }
+        let line = self.mints.line(pool, &relays).await?;
+        Ok(Some(NostrTransport::new(line, mint.clone())))
     }
 
     /// Takes the wallet's lock, and finishes what a crash left half done.

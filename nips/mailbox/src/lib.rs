@@ -14,6 +14,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use hashpit_nips::eh02::{self, MessageError};
+use hashpit_nips::eh07;
 use nostr_sdk::prelude::{Monitor, MonitorNotification, RelayPoolNotification};
 use nostr_sdk::{
     Client, Event, EventId, Filter, Keys, PublicKey, RelayMessage, RelayOptions, RelayStatus,
@@ -53,6 +54,9 @@ pub enum MailboxError {
     /// The message could not be sealed.
     #[error(transparent)]
     Message(#[from] MessageError),
+    /// The mint message could not be sealed.
+    #[error(transparent)]
+    MintMessage(#[from] eh07::MessageError),
 }
 
 /// Connections to some relays under one key.
@@ -122,6 +126,16 @@ impl Mailbox {
         let event = eh02::seal(message, &self.keys, to, now, expiration, &mut OsRng)?;
         self.publish(&event).await?;
         Ok(event.id)
+    }
+
+    /// Seals an EH-07 request or response, anew at each call, and publishes it.
+    pub async fn send_mint<M: Serialize>(
+        &self,
+        to: &PublicKey,
+        message: &M,
+    ) -> Result<(), MailboxError> {
+        let event = eh07::seal(message, &self.keys, to, Timestamp::now(), &mut OsRng)?;
+        self.publish(&event).await
     }
 
     /// The key that it speaks as.
