@@ -5,10 +5,12 @@
 //! |---|---|
 //! | [`wallet`] | seed, proofs, and how far each epoch's issuance has come |
 //! | [`issuance`] | the miner's side of EH-02 |
+//! | [`mint`] | the ways to a mint: HTTP, or Nostr (EH-07) |
 //! | [`miner`] | a CPU miner that speaks Stratum V2 |
 
 pub mod issuance;
 pub mod miner;
+pub mod mint;
 pub mod wallet;
 
 pub use wallet::Wallet;

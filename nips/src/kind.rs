@@ -12,14 +12,16 @@ pub const SUPPLY_ATTESTATION: Kind = Kind::Custom(8471);
 pub const CASHU_MINT: Kind = Kind::Custom(38172);
 /// EH-02 issuance message; regular, encrypted, private.
 pub const ISSUANCE: Kind = Kind::Custom(8470);
+/// EH-07 mint request or response; ephemeral, encrypted, private.
+pub const MINT: Kind = Kind::Custom(28470);
 
 /// Kinds whose events a relay serves only to their author and to the keys in
 /// their `p` tags, authenticated by NIP-42: who mines where, and who writes to
 /// whom, is nobody else's business.
 ///
-/// NIP-04 direct messages (4), NIP-59 seals and gift wraps (13, 1059) and
-/// EH-02 issuance (8470).
-pub const PRIVATE: [u16; 4] = [4, 13, 1059, 8470];
+/// NIP-04 direct messages (4), NIP-59 seals and gift wraps (13, 1059), EH-02
+/// issuance (8470) and EH-07 mint messages (28470).
+pub const PRIVATE: [u16; 5] = [4, 13, 1059, 8470, 28470];
 
 /// True if only the recipients and the author of such an event may see it.
 pub fn is_private(kind: Kind) -> bool {
@@ -32,7 +34,7 @@ mod tests {
 
     #[test]
     fn issuance_is_private_and_announcements_are_not() {
-        assert!(is_private(ISSUANCE));
+        assert!(is_private(ISSUANCE) && is_private(MINT));
         for public in [POOL, EPOCH_KEYSET, SUPPLY_ATTESTATION, CASHU_MINT] {
             assert!(!is_private(public));
         }

@@ -4,6 +4,7 @@
 use hashpit_nips::Work;
 use hashpit_nips::eh01::{EpochKeyset, MintAnnouncement, PoolAnnouncement, SupplyAttestation};
 use hashpit_nips::eh02::{self, MinerMessage, PoolMessage};
+use hashpit_nips::eh07::{self, Method, Request, RequestId, Response};
 use nostr::secp256k1::rand::{CryptoRng, Error as RandError, RngCore};
 use nostr::{Event, EventBuilder, JsonUtil, Keys, Timestamp};
 use proptest::prelude::*;
@@ -11,6 +12,8 @@ use serde_json::Value;
 
 const EH01: &str = include_str!("../EH-01.md");
 const EH02: &str = include_str!("../EH-02.md");
+const EH07: &str = include_str!("../EH-07.md");
+const MINT: &str = include_str!("../vectors/eh07.json");
 const SEALED: &str = include_str!("../vectors/eh02.json");
 const WORK: &str = include_str!("../vectors/work.json");
 
@@ -162,6 +165,78 @@ fn only_the_recipient_opens_a_message_and_only_in_its_direction() {
 }
 
 #[test]
+fn every_example_of_eh07_survives_a_round_trip() {
+    let (mut requests, mut responses) = (0, 0);
+    for example in examples(EH07) {
+        let again = if example.get("method").is_some() {
+            requests += 1;
+            serde_json::to_value(serde_json::from_value::<Request>(example.clone()).unwrap())
+        } else if example.get("status").is_some() {
+            responses += 1;
+            serde_json::to_value(serde_json::from_value::<Response>(example.clone()).unwrap())
+        } else {
+            let event = Event::from_json(example.to_string()).unwrap();
+            event.verify().unwrap();
+            assert_eq!(event.kind, hashpit_nips::kind::MINT);
+            Ok(example.clone())
+        };
+        assert_eq!(again.unwrap(), example);
+    }
+    assert_eq!((requests, responses), (2, 3));
+}
+
+#[test]
+fn sealing_a_mint_request_reproduces_the_golden_vector() {
+    let vector: Value = serde_json::from_str(MINT).unwrap();
+    let keys = |name: &str| Keys::parse(vector[name].as_str().unwrap()).unwrap();
+    let (wallet, pool) = (keys("sender_secret"), keys("recipient_secret"));
+    let mut nonce = [0; 32];
+    hex::decode_to_slice(vector["nonce"].as_str().unwrap(), &mut nonce).unwrap();
+    let request: Request = serde_json::from_value(vector["message"].clone()).unwrap();
+    let golden = Event::from_json(vector["event"].to_string()).unwrap();
+    assert!(examples(EH07).contains(&vector["event"]), "the draft shows it");
+    let (to, at) = (pool.public_key(), golden.created_at);
+    let sealed = eh07::seal(&request, &wallet, &to, at, &mut FixedNonce(nonce)).unwrap();
+    assert_eq!((sealed.id, &sealed.content), (golden.id, &golden.content));
+    assert_eq!(eh07::open::<Request>(&golden, &pool).unwrap(), request);
+    assert!(eh07::open::<Request>(&golden, &wallet).is_err());
+    assert!(eh07::open::<Response>(&golden, &pool).is_err());
+    let mut forged = golden.clone();
+    forged.created_at = Timestamp::from(1);
+    assert!(eh07::open::<Request>(&forged, &pool).is_err());
+}
+
+#[test]
+fn what_does_not_fit_into_one_event_is_refused_and_what_fits_is_not() {
+    let (from, to) = (Keys::generate(), Keys::generate());
+    let (id, method) = (RequestId::new([7; 16]), Method::Post);
+    let request = |length| {
+        let body = Some(Value::from("x".repeat(length)));
+        Request { id, method, path: "/v1/swap".to_owned(), body }
+    };
+    let around = serde_json::to_string(&request(0)).unwrap().len();
+    let seal = |length| {
+        let now = Timestamp::from(1_700_000_000);
+        let message = request(length - around);
+        eh07::seal(&message, &from, &to.public_key(), now, &mut FixedNonce([5; 32]))
+    };
+    let longest = seal(eh07::MAX_MESSAGE).unwrap();
+    assert!(eh07::open::<Request>(&longest, &to).is_ok());
+    let refused = seal(eh07::MAX_MESSAGE + 1).unwrap_err();
+    assert!(matches!(refused, eh07::MessageError::TooLong(length) if length > eh07::MAX_MESSAGE));
+}
+
+#[test]
+fn request_ids_are_32_lower_case_hex_digits() {
+    let id = RequestId::new([0xa5; 16]);
+    assert_eq!(id.to_string().parse(), Ok(id));
+    assert_eq!("0".repeat(32).parse(), Ok(RequestId::new([0; 16])));
+    for bad in ["", "a5", &"A5".repeat(16), &"a5".repeat(17), &"+5".repeat(16), &"é".repeat(16)] {
+        assert!(bad.parse::<RequestId>().is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn work_agrees_with_python() {
     let vectors: Value = serde_json::from_str(WORK).unwrap();
     for vector in vectors["work"].as_array().unwrap() {
@@ -211,6 +286,20 @@ proptest! {
             text[at] = byte;
             let _ = serde_json::from_slice::<MinerMessage>(&text);
             let _ = serde_json::from_slice::<PoolMessage>(&text);
+        }
+    }
+
+    #[test]
+    fn mangled_mint_messages_never_panic(cut in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        for example in examples(EH07) {
+            let mut text = example.to_string().into_bytes();
+            let at = cut.index(text.len());
+            text[at] = byte;
+            let _ = serde_json::from_slice::<Request>(&text);
+            let _ = serde_json::from_slice::<Response>(&text);
+            let Ok(event) = Event::from_json(&text) else { continue };
+            let pool = Keys::parse(&format!("{:064x}", 3)).unwrap();
+            let _ = eh07::open::<Request>(&event, &pool);
         }
     }
 }

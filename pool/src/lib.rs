@@ -11,6 +11,7 @@
 //! | [`mint`] | cdk's mint, the epoch and its keyset |
 //! | `issuer` | credit → signatures |
 //! | `issuance` | the pool's side of EH-02 over relays |
+//! | `gateway` | the mint's HTTP API over relays (EH-07) |
 //! | `announcement` | EH-01 events |
 //!
 //! A share's way: `sv2` validates it, `ledger` records it, `sv2` acknowledges
@@ -19,6 +20,7 @@
 
 mod announcement;
 pub mod config;
+mod gateway;
 mod issuance;
 mod issuer;
 pub mod ledger;
@@ -27,6 +29,7 @@ pub mod share;
 pub mod sv2;
 pub mod template;
 
+use std::convert::Infallible;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -113,6 +116,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl From<Infallible> for Error {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 /// The sockets that a pool serves.
@@ -264,9 +273,10 @@ impl Pool {
         let Self { config, ledger, mint, chain, .. } = self;
         let mailbox = Mailbox::connect(keys.clone(), &config.relays).await?;
         let inbox = mailbox.subscribe(issuance::filter(keys.public_key())).await?;
+        let requests = mailbox.subscribe(gateway::filter(keys.public_key())).await?;
         let endpoint =
             Sv2Endpoint { address: self.sv2_address, authority: self.authority.to_string() };
-        let announcer = Announcer::new(keys, &config, endpoint, self.mint_url, min_work);
+        let announcer = Announcer::new(keys.clone(), &config, endpoint, self.mint_url, min_work);
         let (shares, share_queue) = mpsc::channel::<Submission>(SHARE_QUEUE);
         let (outbox, parcels) = mpsc::channel(issuance::OUTBOX);
         for event in announcer.all(&ledger) {
@@ -288,6 +298,9 @@ impl Pool {
         let mut parts: JoinSet<Result<(), Error>> = JoinSet::new();
         let (sv2, web) = (self.listeners.sv2, self.listeners.mint);
         parts.spawn(part(stop.clone(), sv2::serve(front, sv2, stop.clone())));
+        let gateway =
+            gateway::serve(http.clone(), keys.clone(), mailbox.clone(), requests, stop.clone());
+        parts.spawn(part(stop.clone(), gateway));
         parts.spawn(part(stop.clone(), serve_http(web, http, stop.clone())));
         let issuing = issuer::run(ledger.clone(), mint.clone(), outbox.clone(), stop.clone());
         parts.spawn(part(stop.clone(), issuing));

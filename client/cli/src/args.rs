@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use hashpit_client::mint::Route;
 use hashpit_client::wallet::MintUrl;
 use nostr_sdk::{PublicKey, RelayUrl};
 
@@ -99,6 +100,11 @@ pub struct Wallet {
     /// Print JSON on stdout.
     #[arg(long, global = true)]
     pub json: bool,
+    /// How to reach mints: auto, http, or nostr (through the pool's relays).
+    ///
+    /// Auto takes HTTP where the mint's host answers, else Nostr.
+    #[arg(long, global = true, value_name = "WAY", default_value = "auto")]
+    pub via: Route,
     #[command(subcommand)]
     pub command: WalletCommand,
 }
@@ -224,4 +230,8 @@ pub struct Send {
 pub struct Receive {
     /// The token, `cashuB…`; `-` or nothing reads it from stdin.
     pub token: Option<String>,
+    /// A relay of the token's pool, where its mint cannot be reached and the
+    /// pool is new to this wallet; may be repeated.
+    #[arg(long = "relay", value_name = "URL")]
+    pub relays: Vec<RelayUrl>,
 }

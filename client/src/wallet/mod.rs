@@ -12,6 +12,7 @@ mod history;
 mod identity;
 mod lock;
 mod pools;
+mod proofs;
 mod restore;
 #[cfg(test)]
 mod tests;
@@ -24,16 +25,19 @@ use std::time::Duration;
 
 pub use cdk::mint_url::MintUrl;
 use cdk::nuts::{CurrencyUnit, State, Token};
-use cdk::wallet::{ReceiveOptions, SendOptions, WalletBuilder};
+use cdk::wallet::{BaseHttpClient, SendOptions, WalletBuilder};
 use cdk::{Amount, HttpClient, Wallet as CdkWallet};
 use cdk_common::database::WalletDatabase;
 use cdk_common::wallet::{SendSagaState, WalletSagaState};
 use cdk_sqlite::wallet::WalletSqliteDatabase;
+use hashpit_mailbox::MailboxError;
 use hashpit_nips::eh01::EpochState as Phase;
 use hashpit_nips::seed_file::{self, SeedFile, SeedFileError};
 use hashpit_nips::{EpochId, HashUnits, Seed};
-use nostr_sdk::Timestamp;
+use nostr_sdk::{PublicKey, RelayUrl, Timestamp};
 use serde::Serialize;
+
+use crate::mint::{Mints, NostrTransport, Route};
 
 pub(crate) use epoch::{Applied, EpochState, NewBlanks};
 pub use history::{Entry, Status, What};
@@ -111,6 +115,15 @@ pub enum WalletError {
         /// Why.
         source: cdk::Error,
     },
+    /// The relays could not be used.
+    #[error(transparent)]
+    Mailbox(#[from] MailboxError),
+    /// No way to the mint over Nostr.
+    #[error(
+        "no relay of the pool behind {0} is known; name one with --relay, or claim from the pool \
+         first"
+    )]
+    NoRelay(MintUrl),
     /// Not a Cashu token.
     #[error("this is no Cashu token: {0}; paste the whole string that starts with cashuB")]
     Token(String),
@@ -146,6 +159,7 @@ pub struct Wallet {
     seed: Seed,
     identity: Identity,
     store: Store,
+    mints: Mints,
 }
 
 /// What the wallet holds of one unit at one mint.
@@ -197,7 +211,12 @@ impl Wallet {
                 if locked.unlock(password).is_ok_and(|present| present == seed) => {}
             (Some(_), _) => return Err(WalletError::Exists(dir.to_owned())),
             (None, Some(password)) => {
-                seed_file::write_locked(&path, &seed, password, &mut rand08::rngs::OsRng)?;
+                seed_file::write_locked(
+                    &path,
+                    &seed,
+                    password,
+                    &mut nostr_sdk::secp256k1::rand::rngs::OsRng,
+                )?;
             }
             (None, None) => seed_file::write(&path, &seed)?,
         }
@@ -242,9 +261,25 @@ impl Wallet {
     async fn with_seed(dir: &Path, seed: Seed) -> Result<Self, WalletError> {
         let store: Store = Arc::new(WalletSqliteDatabase::new(&dir.join("wallet.sqlite")).await?);
         let identity = Identity::load(&store, &seed).await?;
-        let wallet = Self { dir: dir.to_owned(), seed, identity, store };
+        let mints = Mints::default();
+        let wallet = Self { dir: dir.to_owned(), seed, identity, store, mints };
         drop(wallet.lock().await?);
         Ok(wallet)
+    }
+
+    /// This wallet, with another way to its mints.
+    #[must_use]
+    pub fn with_route(mut self, route: Route) -> Self {
+        self.mints.route = route;
+        self
+    }
+
+    /// This wallet, with relays to reach a pool's mint by that it has not claimed
+    /// from.
+    #[must_use]
+    pub fn with_relays(mut self, relays: Vec<RelayUrl>) -> Self {
+        self.mints.relays = relays;
+        self
     }
 
     /// The words that everything derives from.
@@ -300,6 +335,7 @@ impl Wallet {
             });
         }
         let cdk = self.cdk(&balance.mint, &balance.unit).await?;
+        self.consolidate_at(&cdk).await.map_err(|error| explain(error, &cdk.mint_url))?;
         let prepared = cdk
             .prepare_send(Amount::from(amount), SendOptions::default())
             .await
@@ -317,10 +353,8 @@ impl Wallet {
         let _lock = self.lock().await?;
         self.resume_swaps().await?;
         let cdk = self.cdk(&mint, &unit).await?;
-        let amount = cdk
-            .receive(token.trim(), ReceiveOptions::default())
-            .await
-            .map_err(|error| explain(error, &cdk.mint_url))?;
+        let received = self.receive_at(&cdk, token.trim()).await;
+        let amount = received.map_err(|error| explain(error, &cdk.mint_url))?;
         Ok(Received { unit, mint, amount: u64::from(amount) })
     }
 
@@ -333,7 +367,13 @@ impl Wallet {
             if pending == 0 {
                 continue;
             }
-            let cdk = self.cdk(&mint, &unit).await?;
+            let cdk = match self.cdk(&mint, &unit).await {
+                Ok(cdk) => cdk,
+                Err(error) => {
+                    tracing::warn!(%error, mint, "pending proofs stay as they are");
+                    continue;
+                }
+            };
             match tokio::time::timeout(RESUME, self.resume_swaps_at(&cdk)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, mint, "pending proofs stay as they are"),
@@ -384,12 +424,13 @@ impl Wallet {
         balances.pop().ok_or(nothing)
     }
 
-    async fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
+    pub(crate) async fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
         let invalid = |error: &dyn std::fmt::Display| WalletError::Token(error.to_string());
-        let mint: MintUrl = mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?;
+        let url: MintUrl = mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?;
+        let pool = unit.parse::<EpochId>().ok().map(|epoch| epoch.pool);
         let wallet = WalletBuilder::new()
-            .shared_client(self.connector(&mint).await?)
-            .mint_url(mint)
+            .shared_client(self.connector(&url, pool).await?)
+            .mint_url(url)
             .unit(CurrencyUnit::from_str(unit).map_err(|error| invalid(&error))?)
             .localstore(self.store.clone())
             .seed(self.seed.to_bytes())
@@ -399,9 +440,38 @@ impl Wallet {
         Ok(wallet)
     }
 
-    /// The way to a mint.
-    async fn connector(&self, mint: &MintUrl) -> Result<Connector, WalletError> {
+    /// The way to a mint: HTTP, or through the relays of the pool that runs it.
+    async fn connector(
+        &self,
+        mint: &MintUrl,
+        pool: Option<PublicKey>,
+    ) -> Result<Connector, WalletError> {
+        if !self.mints.prefers_http(mint).await {
+            if let Some(transport) = self.over_nostr(mint, pool).await? {
+                return Ok(Arc::new(BaseHttpClient::with_transport(mint.clone(), transport, None)));
+            }
+            if self.mints.route == Route::Nostr {
+                return Err(WalletError::NoRelay(mint.clone()));
+            }
+        }
         Ok(Arc::new(HttpClient::new(mint.clone(), None)))
+    }
+
+    /// The way over Nostr, if relays of its pool are known.
+    async fn over_nostr(
+        &self,
+        mint: &MintUrl,
+        pool: Option<PublicKey>,
+    ) -> Result<Option<NostrTransport>, WalletError> {
+        let Some(pool) = pool else { return Ok(None) };
+        let known = self.pools().await?.into_iter().find(|known| known.pool == pool);
+        let mut relays = known.map(|known| known.relays).unwrap_or_default();
+        relays.extend(self.mints.relays.iter().cloned());
+        if relays.is_empty() {
+            return Ok(None);
+        }
+        let line = self.mints.line(pool, &relays).await?;
+        Ok(Some(NostrTransport::new(line, mint.clone())))
     }
 
     /// Takes the wallet's lock, and finishes what a crash left half done.

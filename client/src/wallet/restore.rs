@@ -17,7 +17,9 @@ use cdk::nuts::{
 use cdk::wallet::MintConnector;
 use cdk_common::wallet::ProofInfo;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use hashpit_nips::EpochId;
 use hashpit_nips::eh02::MAX_BLANKS;
+use nostr_sdk::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::{NAMESPACE, Wallet, WalletError};
@@ -41,6 +43,8 @@ pub(super) type Connector = Arc<dyn MintConnector + Send + Sync>;
 pub struct Remains {
     /// Mints to ask about every keyset that they have.
     pub mints: BTreeSet<MintUrl>,
+    /// Pools that run a mint, by which it is reached over Nostr.
+    pub pools: BTreeMap<MintUrl, PublicKey>,
     /// Proofs that relays kept.
     pub proofs: BTreeMap<(MintUrl, CurrencyUnit), Vec<Proof>>,
     /// For each keyset the NUT-13 counter below which nothing is missing in
@@ -136,7 +140,8 @@ impl Wallet {
         remains: &Remains,
         progress: &(dyn Fn(RestoreStep) + Send + Sync),
     ) -> Result<RestoredAt, WalletError> {
-        let connector = self.connector(mint).await?;
+        let pool = remains.pools.get(mint).copied();
+        let connector = self.connector(mint, pool).await?;
         let unreachable = |error| super::explain(error, mint);
         let keysets = connector.get_mint_keysets().await.map_err(unreachable)?.keysets;
         self.store.add_mint_keysets(mint.clone(), keysets.clone()).await?;
@@ -230,7 +235,8 @@ impl Wallet {
         keyset: Id,
         counters: &BTreeSet<u32>,
     ) -> Result<BTreeSet<u32>, WalletError> {
-        let connector = self.connector(mint).await?;
+        let pool = unit.to_string().parse::<EpochId>().ok().map(|epoch| epoch.pool);
+        let connector = self.connector(mint, pool).await?;
         let keyset = self.keyset(mint, keyset, &connector).await?;
         let counters: Vec<u32> = counters.iter().copied().collect();
         let mut signed = BTreeSet::new();

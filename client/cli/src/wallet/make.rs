@@ -112,7 +112,7 @@ pub fn keys(wallet: &Wallet, dir: &Path, options: args::Keys, json: bool) -> any
     if options.ncryptsec {
         let password = terminal::new_password()?;
         let keys = wallet.seed().nostr_keys(hashpit_client::wallet::account::IDENTITY);
-        let mut rng = rand08::rngs::OsRng;
+        let mut rng = nostr_sdk::secp256k1::rand::rngs::OsRng;
         shown["ncryptsec"] = seed_file::lock_key(keys.secret_key(), &password, &mut rng)?.into();
     }
     if json {
@@ -137,7 +137,12 @@ fn reseal(wallet: &Wallet, dir: &Path, encrypt: bool) -> anyhow::Result<()> {
     let path = dir.join("wallet.seed");
     if encrypt {
         let password = terminal::new_password()?;
-        seed_file::write_locked(&path, wallet.seed(), &password, &mut rand08::rngs::OsRng)?;
+        seed_file::write_locked(
+            &path,
+            wallet.seed(),
+            &password,
+            &mut nostr_sdk::secp256k1::rand::rngs::OsRng,
+        )?;
         println!("{} is encrypted now.", path.display());
     } else {
         seed_file::write(&path, wallet.seed()).context("the words were not rewritten")?;

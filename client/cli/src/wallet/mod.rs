@@ -27,19 +27,22 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let dir = data_dir.join("wallet");
-    let json = options.json;
+    let (json, via) = (options.json, options.via);
     match options.command {
         WalletCommand::Init(options) => return make::init(&dir, options, json).await,
         WalletCommand::Restore(options) => return make::restore(&dir, options, json).await,
         _ => {}
     }
-    let wallet = open(&dir).await?;
+    let wallet = open(&dir).await?.with_route(via);
     match options.command {
         WalletCommand::Init(_) | WalletCommand::Restore(_) => unreachable!("done above"),
         WalletCommand::Keys(options) => make::keys(&wallet, &dir, options, json),
         WalletCommand::Balance => money::balance(&wallet, json).await,
         WalletCommand::Send(options) => money::send(&wallet, options, json).await,
-        WalletCommand::Receive(options) => money::receive(&wallet, options, json).await,
+        WalletCommand::Receive(options) => {
+            let wallet = wallet.with_relays(options.relays.clone());
+            money::receive(&wallet, options, json).await
+        }
         WalletCommand::History(options) => money::history(&wallet, options, json).await,
         WalletCommand::Reclaim(options) => money::reclaim(&wallet, options, json).await,
         WalletCommand::Claim(options) => claim::claim(&wallet, options, json, shutdown).await,
