@@ -12,12 +12,14 @@
 //! | [`seed_file`] | where those words are kept |
 //! | [`eh01`] | pool announcement, epoch keyset, supply attestation, mint announcement |
 //! | [`eh02`] | issuance: the encrypted messages between pool and miner |
+//! | [`eh03`] | backup: wallet, tokens and history of NIP-60 |
 //!
-//! The drafts that these modules implement are `EH-01.md` and `EH-02.md`
+//! The drafts that these modules implement are `EH-01.md` to `EH-03.md`
 //! beside this crate; `vectors/` holds their golden vectors.
 
 pub mod eh01;
 pub mod eh02;
+pub mod eh03;
 pub mod epoch;
 pub mod identity;
 pub mod kind;
