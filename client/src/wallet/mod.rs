@@ -36,7 +36,7 @@ use lock::Lock;
 pub use pools::KnownPool;
 
 /// Where our records stand in cdk's key-value table.
-const NAMESPACE: &str = "hashpit";
+pub(crate) const NAMESPACE: &str = "hashpit";
 
 /// How long a mint may take to say what became of pending proofs.
 const RESUME: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ pub enum WalletError {
 pub struct Wallet {
     dir: PathBuf,
     seed: Seed,
-    store: Store,
+    pub(crate) store: Store,
 }
 
 /// What the wallet holds of one unit at one mint.
