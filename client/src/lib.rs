@@ -4,10 +4,12 @@
 //! | module | what lives in it |
 //! |---|---|
 //! | [`wallet`] | seed, proofs, and how far each epoch's issuance has come |
+//! | [`backup`] | the wallet on Nostr relays (EH-03) |
 //! | [`issuance`] | the miner's side of EH-02 |
 //! | [`mint`] | the ways to a mint: HTTP, or Nostr (EH-07) |
 //! | [`miner`] | a CPU miner that speaks Stratum V2 |
 
+pub mod backup;
 pub mod issuance;
 pub mod miner;
 pub mod mint;

@@ -12,6 +12,12 @@ pub const SUPPLY_ATTESTATION: Kind = Kind::Custom(8471);
 pub const CASHU_MINT: Kind = Kind::Custom(38172);
 /// EH-02 issuance message; regular, encrypted, private.
 pub const ISSUANCE: Kind = Kind::Custom(8470);
+/// NIP-60 wallet, one for each author; replaceable, encrypted to oneself.
+pub const WALLET: Kind = Kind::Custom(17375);
+/// NIP-60 unspent proofs; regular, encrypted to oneself.
+pub const TOKEN: Kind = Kind::Custom(7375);
+/// NIP-60 spending history; regular, encrypted to oneself.
+pub const HISTORY: Kind = Kind::Custom(7376);
 /// EH-07 mint request or response; ephemeral, encrypted, private.
 pub const MINT: Kind = Kind::Custom(28470);
 

@@ -12,13 +12,15 @@
 //! | [`seed_file`] | where those words are kept |
 //! | [`eh01`] | pool announcement, epoch keyset, supply attestation, mint announcement |
 //! | [`eh02`] | issuance: the encrypted messages between pool and miner |
+//! | [`eh03`] | backup: wallet, tokens and history of NIP-60 |
 //! | [`eh07`] | a mint's HTTP API in encrypted events |
 //!
-//! The drafts that these modules implement are `EH-01.md`, `EH-02.md` and
-//! `EH-07.md` beside this crate; `vectors/` holds their golden vectors.
+//! The drafts that these modules implement are `EH-01.md` to `EH-07.md` beside
+//! this crate; `vectors/` holds their golden vectors.
 
 pub mod eh01;
 pub mod eh02;
+pub mod eh03;
 pub mod eh07;
 pub mod epoch;
 pub mod identity;

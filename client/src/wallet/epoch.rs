@@ -283,6 +283,16 @@ impl EpochState {
         self.outstanding.len().min(MAX_BLANKS)
     }
 
+    /// Where its ehash is honoured.
+    pub(crate) fn mint(&self) -> &MintUrl {
+        &self.mint
+    }
+
+    /// The lowest NUT-13 counter of a blank that the pool may still sign.
+    pub(crate) fn lowest_outstanding(&self) -> Option<u32> {
+        self.outstanding.first().copied()
+    }
+
     /// True if every batch of the statement has arrived and the pool owes no
     /// whole unit more.
     pub(crate) fn is_settled(&self, statement: &Statement) -> bool {

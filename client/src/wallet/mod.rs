@@ -49,7 +49,7 @@ use restore::Connector;
 pub use restore::{Remains, RestoreStep, RestoredAt};
 
 /// Where our records stand in cdk's key-value table.
-const NAMESPACE: &str = "hashpit";
+pub(crate) const NAMESPACE: &str = "hashpit";
 
 /// How long a mint may take to say what became of pending proofs.
 const RESUME: Duration = Duration::from_secs(10);
@@ -158,7 +158,7 @@ pub struct Wallet {
     dir: PathBuf,
     seed: Seed,
     identity: Identity,
-    store: Store,
+    pub(crate) store: Store,
     mints: Mints,
 }
 
