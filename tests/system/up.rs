@@ -52,7 +52,10 @@ fn one_command_turns_work_into_tokens_and_a_second_start_goes_on() {
     assert!(first["shares"].as_u64().unwrap() > 0);
     assert!(first["relay_events"].as_u64().unwrap() >= 4, "announcements and messages are stored");
 
+    // Its relay may listen on another port by now.
+    let up = ["up", "--port-base", "0", "--exit-after", "backup", "--json"];
     let second = json(&run(dir.path(), &up));
+    assert_eq!(second["backed_up"], true);
     assert_eq!(second["unit"], first["unit"]);
     assert!(second["ehash"].as_u64() >= first["ehash"].as_u64());
     assert!(second["shares"].as_u64() >= first["shares"].as_u64());

@@ -79,6 +79,8 @@ pub struct Up {
 pub enum Milestone {
     /// The miner's wallet holds ehash.
     Ehash,
+    /// It is backed up on the relay too.
+    Backup,
 }
 
 #[derive(Debug, clap::Args)]

@@ -140,6 +140,7 @@ impl House {
                 Ok(())
             }));
         }
+        back_up_here(&wallet, &relays).await?;
         let claimer = wallet.clone();
         roles.push(Role::start("the wallet", &ended, |stop| {
             claim_for_ever(claimer, pool_key, relays, claim_progress, stop)
@@ -175,6 +176,9 @@ impl House {
             display.show(begun.elapsed(), &self.pool.status(), &mining, &claiming);
             match milestone {
                 Some(Milestone::Ehash) if claiming.received.get() > 0 => return Ok(()),
+                Some(Milestone::Backup) if claiming.received.get() > 0 && claiming.safe => {
+                    return Ok(());
+                }
                 _ => {}
             }
         }
@@ -191,6 +195,7 @@ impl House {
             "shares": status.totals.shares,
             "blocks": status.height,
             "relay_events": self.relay.stats().events_stored,
+            "backed_up": claimed.safe,
             "seconds": begun.elapsed().as_secs(),
         }))
     }
@@ -213,6 +218,21 @@ fn miner_config(addresses: &Addresses, threads: usize) -> anyhow::Result<miner::
         threads: NonZeroUsize::new(threads).context("[miner] threads must be at least 1")?,
         max_hashrate: None,
     })
+}
+
+/// Backs up to the relays of this house, which may listen on other ports than
+/// last time, and to those that the user has named.
+async fn back_up_here(wallet: &Wallet, relays: &[RelayUrl]) -> anyhow::Result<()> {
+    let mut settings = wallet.backup_settings().await?;
+    settings.relays.retain(|relay| !is_loopback(relay) && !relays.contains(relay));
+    settings.relays.splice(0..0, relays.iter().cloned());
+    Ok(wallet.set_backup_settings(&settings).await?)
+}
+
+fn is_loopback(relay: &RelayUrl) -> bool {
+    relay.domain().and_then(|host| host.parse::<std::net::IpAddr>().ok())
+        .is_some_and(|address| address.is_loopback())
+        || relay.domain() == Some("localhost")
 }
 
 /// Claims until stopped, and begins again after a failure: the relay and the

@@ -1,6 +1,8 @@
 //! The pools that a wallet claims from: their relays, and how far their
 //! messages were read.
 
+use hashpit_mailbox::MESSAGE_LIFETIME;
+use hashpit_nips::eh03::PoolTag;
 use nostr_sdk::{PublicKey, RelayUrl, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,20 @@ impl Wallet {
             pools.push(serde_json::from_slice(&bytes).map_err(|_| WalletError::Damaged(key))?);
         }
         Ok(pools)
+    }
+
+    /// Remembers pools that a backup names, so that claiming goes on.
+    pub async fn remember_pools(&self, pools: &[PoolTag]) -> Result<(), WalletError> {
+        let known = self.pools().await?;
+        for PoolTag { pool, relays } in pools {
+            if known.iter().any(|known| known.pool == *pool) {
+                continue;
+            }
+            let mut known = KnownPool::new(*pool, Timestamp::now() - MESSAGE_LIFETIME);
+            known.relays = relays.clone();
+            self.remember(&known).await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn remember(&self, pool: &KnownPool) -> Result<(), WalletError> {

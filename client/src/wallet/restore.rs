@@ -23,6 +23,7 @@ use nostr_sdk::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::{NAMESPACE, Wallet, WalletError};
+use crate::backup::Found;
 
 /// Blinded messages in one question (NUT-13).
 const WINDOW: u32 = 100;
@@ -50,6 +51,25 @@ pub struct Remains {
     /// For each keyset the NUT-13 counter below which nothing is missing in
     /// `proofs`.
     pub counters: BTreeMap<Id, u32>,
+}
+
+impl Remains {
+    /// What a backup held.
+    pub fn of(found: &Found) -> Self {
+        let mut remains = Self { proofs: found.tokens.clone(), ..Self::default() };
+        remains.mints.extend(found.ehash.mints.iter().chain(&found.identity.mints).cloned());
+        remains.counters.extend(found.ehash.counters.iter().copied());
+        for epoch in &found.ehash.epochs {
+            remains.mints.insert(epoch.mint.clone());
+            remains.pools.insert(epoch.mint.clone(), epoch.unit.pool);
+        }
+        for (mint, unit) in found.tokens.keys() {
+            if let Ok(epoch) = unit.to_string().parse::<EpochId>() {
+                remains.pools.insert(mint.clone(), epoch.pool);
+            }
+        }
+        remains
+    }
 }
 
 /// How far a restore is.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hashpit_client::Wallet;
+use hashpit_client::backup::Settings;
 use hashpit_client::issuance::{self, Progress, Until};
 use nostr_sdk::{PublicKey, RelayUrl};
 use serde_json::json;
@@ -21,6 +22,7 @@ pub async fn claim(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (pool, relays) = pool_to_claim_from(wallet, options.pool, &options.relays).await?;
+    back_up_by_default(wallet, &relays, json).await?;
     let until = match options.follow {
         true => Until::Shutdown,
         false => Until::Settled(Duration::from_secs(options.wait)),
@@ -38,10 +40,32 @@ pub async fn claim(
         let unit = epoch.to_string();
         println!(
             "{}",
-            json!({ "unit": unit, "received": claimed.received.get(), "ehash": amount.get() })
+            json!({
+                "unit": unit,
+                "received": claimed.received.get(),
+                "ehash": amount.get(),
+                "backed_up": claimed.safe,
+            })
         );
     } else {
         println!("{amount} ehash of {} in the wallet.", short_unit(&epoch.to_string()));
+    }
+    Ok(())
+}
+
+/// A wallet without relays to back up to takes the pool's.
+pub async fn back_up_by_default(
+    wallet: &Wallet,
+    relays: &[RelayUrl],
+    quiet: bool,
+) -> anyhow::Result<()> {
+    if !wallet.backup_settings().await?.relays.is_empty() {
+        return Ok(());
+    }
+    let settings = Settings { relays: relays.to_vec(), quorum: None };
+    wallet.set_backup_settings(&settings).await?;
+    if !quiet {
+        eprintln!("Backing up to the pool's relays; `hashpit wallet backup --relay` names others.");
     }
     Ok(())
 }

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use hashpit_client::Wallet;
+use hashpit_client::backup::{self, Backup, FetchProgress, Found};
 use hashpit_client::wallet::{Remains, RestoreStep, RestoredAt};
 use hashpit_nips::{Seed, seed_file};
-use nostr_sdk::ToBech32;
+use indicatif::ProgressBar;
+use nostr_sdk::{RelayUrl, ToBech32};
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::args;
 use crate::terminal::{self, grouped};
@@ -52,22 +56,76 @@ pub async fn restore(dir: &Path, options: args::Restore, json: bool) -> anyhow::
     if let Some(uri) = &options.signer {
         wallet.use_remote_signer(uri).await?;
     }
-    let bar = if json { indicatif::ProgressBar::hidden() } else { terminal::bar("restoring") };
-    let remains = Remains { mints: options.mints.into_iter().collect(), ..Remains::default() };
+    let found = from_relays(&wallet, &options.relays, json).await?;
+    let mut remains = found.as_ref().map(Remains::of).unwrap_or_default();
+    remains.mints.extend(options.mints);
+    if let Some(found) = &found {
+        wallet.remember_pools(&found.ehash.pools).await?;
+    }
+    let bar = if json { ProgressBar::hidden() } else { terminal::bar("asking the mints") };
     let show = bar.clone();
-    let report = wallet
-        .restore(&remains, &move |step| match step {
-            RestoreStep::Checked(done, all) => {
-                show.set_length(all as u64);
-                show.set_position(done as u64);
-            }
-            RestoreStep::Scanned(keyset, counter) => {
-                show.set_message(format!("{keyset} up to {counter}"));
-            }
-        })
-        .await?;
+    let report = wallet.restore(&remains, &move |step| show_step(&show, &step)).await?;
     bar.finish_and_clear();
+    if let Some(found) = found {
+        keep_on(&wallet, options.relays, &found).await?;
+    }
     print_restored(&wallet, &report, json).await
+}
+
+fn show_step(bar: &ProgressBar, step: &RestoreStep) {
+    match step {
+        RestoreStep::Checked(done, all) => {
+            bar.set_length(*all as u64);
+            bar.set_position(*done as u64);
+        }
+        RestoreStep::Scanned(keyset, counter) => {
+            bar.set_message(format!("{} up to {counter}", &keyset.to_string()[..12]));
+        }
+    }
+}
+
+/// What the relays kept of this wallet.
+async fn from_relays(
+    wallet: &Wallet,
+    relays: &[RelayUrl],
+    json: bool,
+) -> anyhow::Result<Option<Found>> {
+    if relays.is_empty() {
+        return Ok(None);
+    }
+    let bar = if json { ProgressBar::hidden() } else { terminal::bar("reading relays") };
+    let (progress, mut read) = watch::channel(FetchProgress::default());
+    let show = bar.clone();
+    let showing = tokio::spawn(async move {
+        while read.changed().await.is_ok() {
+            show.set_message(format!("{} events", read.borrow_and_update().events));
+        }
+    });
+    let ehash = Arc::new(wallet.backup_keys());
+    let found = backup::fetch(ehash, wallet.signer(), relays, progress).await;
+    showing.await?;
+    bar.finish_and_clear();
+    let found = found?;
+    for (relay, why) in &found.unread {
+        eprintln!("{relay} could not be read to its end: {why}");
+    }
+    for (event, why) in &found.unreadable {
+        eprintln!("event {event} could not be read and was left out: {why}");
+    }
+    Ok(Some(found))
+}
+
+/// The restored wallet goes on backing up where it was found, and where its old
+/// self did.
+async fn keep_on(wallet: &Wallet, relays: Vec<RelayUrl>, found: &Found) -> anyhow::Result<()> {
+    let mut settings = wallet.backup_settings().await?;
+    for relay in found.ehash.relays.iter().cloned().chain(relays) {
+        if !settings.relays.contains(&relay) {
+            settings.relays.push(relay);
+        }
+    }
+    wallet.set_backup_settings(&settings).await?;
+    Ok(Backup::connect(wallet, settings)?.adopt(found).await?)
 }
 
 async fn print_restored(

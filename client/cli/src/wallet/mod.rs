@@ -10,6 +10,8 @@ mod claim;
 mod make;
 mod money;
 
+pub use claim::back_up_by_default;
+
 use std::path::Path;
 
 use hashpit_client::Wallet;

@@ -1,7 +1,8 @@
 //! `hashpit wallet balance | send | receive | history | reclaim`.
 
 use hashpit_client::Wallet;
-use hashpit_client::wallet::{Balance, Entry, Status, What};
+use hashpit_client::backup::Backup;
+use hashpit_client::wallet::{Balance, Entry, Received, Status, What};
 use nostr_sdk::ToBech32;
 use serde_json::json;
 
@@ -33,11 +34,14 @@ pub async fn balance(wallet: &Wallet, json: bool) -> anyhow::Result<()> {
 /// `hashpit wallet send`.
 pub async fn send(wallet: &Wallet, options: args::Send, json: bool) -> anyhow::Result<()> {
     let token = wallet.send(options.amount, options.unit.as_deref()).await?.to_string();
+    // The token first: it is out of the wallet already.
     if json {
         println!("{}", json!({ "token": token, "amount": options.amount }));
+        back_up(wallet).await?;
         return Ok(());
     }
     println!("{token}");
+    back_up(wallet).await?;
     if options.qr {
         match terminal::qr(&token) {
             Ok(code) => eprintln!("\n{code}"),
@@ -56,12 +60,31 @@ pub async fn receive(wallet: &Wallet, options: args::Receive, json: bool) -> any
         _ => terminal::read("Paste the token")?,
     };
     let received = wallet.receive(&token).await?;
+    let backed_up = back_up(wallet).await?;
     if json {
-        println!("{}", serde_json::to_string(&received)?);
+        let Received { unit, mint, amount } = received;
+        let told = json!({ "unit": unit, "mint": mint, "amount": amount, "backed_up": backed_up });
+        println!("{told}");
     } else {
         println!("{} {} received.", grouped(received.amount), noun(&received.unit));
     }
     Ok(())
+}
+
+/// Brings the backup to where the wallet is, if it has one; true if it is there.
+/// That it is not is said, and is no failure: the tokens are in the wallet.
+pub async fn back_up(wallet: &Wallet) -> anyhow::Result<bool> {
+    let settings = wallet.backup_settings().await?;
+    if settings.relays.is_empty() {
+        return Ok(false);
+    }
+    match Backup::connect(wallet, settings)?.sync().await {
+        Ok(_) => Ok(true),
+        Err(error) => {
+            eprintln!("Not backed up yet: {error}.");
+            Ok(false)
+        }
+    }
 }
 
 /// `hashpit wallet history`.
@@ -127,6 +150,7 @@ fn merge_claims(entries: Vec<Entry>) -> Vec<Entry> {
 /// `hashpit wallet reclaim`.
 pub async fn reclaim(wallet: &Wallet, options: args::Reclaim, json: bool) -> anyhow::Result<()> {
     let entry = wallet.reclaim(&options.id).await?;
+    back_up(wallet).await?;
     if json {
         println!("{}", json!({ "amount": entry.amount, "unit": entry.unit }));
     } else {

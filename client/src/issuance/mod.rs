@@ -1,6 +1,8 @@
 //! The miner's side of EH-02: sends blanks ahead, turns batches of blind
 //! signatures into proofs, acknowledges them, and asks for what is missing.
 
+mod keeper;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -14,6 +16,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use keeper::{BatchId, Keeper};
+
+use crate::backup::{Backup, BackupError};
 use crate::wallet::{Applied, EpochState, KnownPool, NewBlanks, Wallet, WalletError};
 
 /// Blanks that the pool should have. A batch uses as many as its amount has
@@ -53,6 +58,8 @@ pub struct Progress {
     pub batches: u64,
     /// The pool's latest statement.
     pub statement: Option<Statement>,
+    /// True if all that has arrived is backed up, or no backup is wanted.
+    pub safe: bool,
 }
 
 /// Why claiming stopped.
@@ -64,6 +71,17 @@ pub enum ClaimError {
     /// The relays.
     #[error(transparent)]
     Mailbox(#[from] MailboxError),
+    /// The backup's settings.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// It arrived, and is on too few relays.
+    #[error("{received} ehash arrived and is in the wallet, but not backed up: {reason}")]
+    NotBackedUp {
+        /// Units that arrived in this epoch.
+        received: HashUnits,
+        /// What is wrong.
+        reason: String,
+    },
     /// Nothing was heard of the pool.
     #[error(
         "the pool has not answered in {0:?}; check its npub and relay, and whether it is running"
@@ -79,7 +97,8 @@ pub enum ClaimError {
     },
 }
 
-/// Claims from `pool` through `relays`, and remembers both.
+/// Claims from `pool` through `relays`, and remembers both. If the wallet has
+/// relays to back up to, a batch is acknowledged once a quorum holds its tokens.
 pub async fn claim(
     wallet: &Wallet,
     pool: PublicKey,
@@ -93,6 +112,11 @@ pub async fn claim(
     let mut known = known.unwrap_or_else(|| KnownPool::new(pool, oldest));
     known.relays = relays.to_vec();
     wallet.remember(&known).await?;
+    let settings = wallet.backup_settings().await?;
+    let backup = match settings.relays.is_empty() {
+        true => None,
+        false => Some(Backup::connect(wallet, settings)?),
+    };
     let mailbox = Mailbox::connect_as(wallet.signer(), wallet.public_key(), relays).await?;
     let claim = Claim {
         wallet,
@@ -101,6 +125,7 @@ pub async fn claim(
         progress,
         epoch: None,
         acks: Vec::new(),
+        keeper: Keeper::new(backup),
         sent: VecDeque::new(),
         hello_at: Instant::now(),
         hello_pause: HELLO.0,
@@ -120,7 +145,8 @@ struct Claim<'a> {
     progress: watch::Sender<Progress>,
     epoch: Option<EpochState>,
     /// Batches to acknowledge.
-    acks: Vec<u64>,
+    acks: Vec<BatchId>,
+    keeper: Keeper,
     /// Messages sent in this run: an answer to another is of another time.
     sent: VecDeque<EventId>,
     hello_at: Instant,
@@ -156,8 +182,11 @@ impl Claim<'_> {
                     }
                     None => break Ok(()),
                 },
+                safe = self.keeper.done() => self.acks.extend(safe),
                 _ = tick.tick() => self.look_after().await?,
             }
+            self.keeper.begin();
+            self.note_safety();
             if let Until::Settled(patience) = until {
                 if self.is_settled() {
                     break Ok(());
@@ -167,6 +196,9 @@ impl Claim<'_> {
                 }
             }
         };
+        let safe = self.keeper.finish().await;
+        self.acks.extend(safe);
+        self.note_safety();
         self.acknowledge().await;
         self.wallet.remember(&self.known).await?;
         outcome.map(|()| self.progress.borrow().clone())
@@ -240,7 +272,7 @@ impl Claim<'_> {
             }
             Err(error) => return Err(error.into()),
         }
-        self.acks.push(number);
+        self.acks.extend(self.keeper.take((unit, number)));
         if let Some(epoch) = self.wallet.epoch(unit).await? {
             self.adopt(epoch);
         }
@@ -326,11 +358,21 @@ impl Claim<'_> {
         let (Some(epoch), Some(statement)) = (&self.epoch, &progress.statement) else {
             return false;
         };
-        epoch.unit == statement.unit && epoch.is_settled(statement)
+        epoch.unit == statement.unit && epoch.is_settled(statement) && self.keeper.is_idle()
+    }
+
+    fn note_safety(&self) {
+        let safe = self.keeper.is_idle();
+        self.progress
+            .send_if_modified(|progress| std::mem::replace(&mut progress.safe, safe) != safe);
     }
 
     fn complaint(&self, waited: Duration) -> ClaimError {
         let progress = self.progress.borrow();
+        if let Some(reason) = self.keeper.trouble() {
+            let (received, reason) = (progress.received, reason.to_owned());
+            return ClaimError::NotBackedUp { received, reason };
+        }
         match progress.statement {
             None => ClaimError::Silence(waited),
             Some(_) => ClaimError::Unsettled { waited, received: progress.received },
@@ -367,11 +409,12 @@ impl Claim<'_> {
     }
 
     async fn acknowledge(&mut self) {
-        let Some(unit) = self.epoch.as_ref().map(|epoch| epoch.unit) else { return };
-        while !self.acks.is_empty() {
-            let rest = self.acks.split_off(self.acks.len().min(MAX_ACKS));
-            let batches = std::mem::replace(&mut self.acks, rest);
-            self.send(&MinerMessage::Ack { unit, batches }).await;
+        let acks = std::mem::take(&mut self.acks);
+        for same in acks.chunk_by(|a, b| a.0 == b.0) {
+            for some in same.chunks(MAX_ACKS) {
+                let batches = some.iter().map(|(_, number)| *number).collect();
+                self.send(&MinerMessage::Ack { unit: some[0].0, batches }).await;
+            }
         }
     }
 
