@@ -8,8 +8,10 @@
 //! | `up` | every role in one process |
 //! | `roles` | one role for operators |
 //! | `wallet` | the wallet's commands |
+//! | `backup` | the wallet on Nostr relays |
 
 mod args;
+mod backup;
 mod config;
 mod listen;
 mod roles;

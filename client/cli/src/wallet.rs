@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, WalletCommand};
+use crate::backup;
 
 /// `hashpit wallet …`.
 pub async fn run(
@@ -32,6 +33,9 @@ pub async fn run(
         }
         WalletCommand::Send(options) => send(&Wallet::open(&dir).await?, options, json).await,
         WalletCommand::Receive(options) => receive(&Wallet::open(&dir).await?, options, json).await,
+        WalletCommand::Backup(options) => {
+            backup::run(&Wallet::open(&dir).await?, options, json).await
+        }
     }
 }
 
