@@ -136,6 +136,11 @@ pub enum WalletCommand {
     History(History),
     /// Take back a token that nobody has received.
     Reclaim(Reclaim),
+    /// Back the wallet up to Nostr relays, encrypted.
+    ///
+    /// The relays are remembered, so that they need be named only once.
+    #[command(args_conflicts_with_subcommands = true)]
+    Backup(Backup),
 }
 
 #[derive(Debug, clap::Args)]
@@ -197,6 +202,34 @@ pub struct History {
 pub struct Reclaim {
     /// The token's id, or its beginning, as `history` shows it.
     pub id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Backup {
+    /// A relay to keep the backup, in the place of those set before; may be
+    /// repeated.
+    #[arg(long = "relay", value_name = "URL")]
+    pub relays: Vec<RelayUrl>,
+    /// Relays that must hold a token before it counts as backed up; more than
+    /// half, if not set.
+    #[arg(long, value_name = "N", value_parser = parse_quorum)]
+    pub quorum: Option<usize>,
+    #[command(subcommand)]
+    pub command: Option<BackupCommand>,
+}
+
+fn parse_quorum(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&quorum| quorum > 0).ok_or("a number of 1 or more".to_owned())
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Show what each relay is known to hold; asks none.
+    Status,
+    /// Read everything back from each relay and compare.
+    Verify,
+    /// Send again what relays have lost, and delete what they should not have.
+    Repair,
 }
 
 #[derive(Debug, clap::Args)]

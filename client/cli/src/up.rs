@@ -15,6 +15,7 @@ use hashpit_client::{Wallet, miner};
 use hashpit_nips::MinerIdentity;
 use hashpit_pool::{Listeners, Pool};
 use hashpit_relay::{Clock, Gauges, Relay};
+use nostr_sdk::prelude::Host;
 use nostr_sdk::{PublicKey, RelayUrl};
 use serde_json::json;
 use tokio::sync::watch;
@@ -230,9 +231,12 @@ async fn back_up_here(wallet: &Wallet, relays: &[RelayUrl]) -> anyhow::Result<()
 }
 
 fn is_loopback(relay: &RelayUrl) -> bool {
-    relay.domain().and_then(|host| host.parse::<std::net::IpAddr>().ok())
-        .is_some_and(|address| address.is_loopback())
-        || relay.domain() == Some("localhost")
+    match relay.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
 }
 
 /// Claims until stopped, and begins again after a failure: the relay and the

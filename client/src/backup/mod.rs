@@ -28,6 +28,8 @@ mod records;
 mod relay;
 mod state;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use cdk::mint_url::MintUrl;
 use cdk::nuts::CurrencyUnit;
+use cdk_common::wallet::{SendSagaState, WalletSagaState};
 use hashpit_nips::eh03::{EpochTag, PoolTag, WalletContent};
 
 use super::{Author, Settings};
@@ -41,7 +42,10 @@ impl Wallet {
         let before = before.wallet(Author::Ehash).map(|(_, plaintext)| plaintext);
         let before = before.and_then(|plaintext| WalletContent::decode(plaintext).ok());
         let before: BTreeMap<_, _> = before.unwrap_or_default().counters.into_iter().collect();
-        let unfinished = !self.store.get_incomplete_sagas().await?.is_empty();
+        // A token that was handed out has its change in the wallet already.
+        let handed_out = WalletSagaState::Send(SendSagaState::TokenCreated);
+        let sagas = self.store.get_incomplete_sagas().await?;
+        let unfinished = sagas.iter().any(|saga| saga.state != handed_out);
         for (mint, units) in self.mints_and_units().await? {
             if units.iter().any(|(_, unit)| *unit != CurrencyUnit::Sat) {
                 content.mints.push(mint);

@@ -5,12 +5,12 @@
 //! | `make` | `init`, `restore`, `keys` |
 //! | `money` | `balance`, `send`, `receive`, `history`, `reclaim` |
 //! | `claim` | `claim` |
+//! | `backup` | `backup`: the wallet on Nostr relays |
 
+mod backup;
 mod claim;
 mod make;
 mod money;
-
-pub use claim::back_up_by_default;
 
 use std::path::Path;
 
@@ -45,6 +45,7 @@ pub async fn run(
             let wallet = wallet.with_relays(options.relays.clone());
             money::receive(&wallet, options, json).await
         }
+        WalletCommand::Backup(options) => backup::run(&wallet, options, json).await,
         WalletCommand::History(options) => money::history(&wallet, options, json).await,
         WalletCommand::Reclaim(options) => money::reclaim(&wallet, options, json).await,
         WalletCommand::Claim(options) => claim::claim(&wallet, options, json, shutdown).await,
