@@ -8,10 +8,12 @@
 //! | `up` | every role in one process |
 //! | `roles` | one role for operators |
 //! | `wallet` | the wallet's commands |
+//! | `pay` | those that pay, and ask to be paid |
 
 mod args;
 mod config;
 mod listen;
+mod pay;
 mod roles;
 mod up;
 mod wallet;

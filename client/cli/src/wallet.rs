@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, WalletCommand};
+use crate::pay;
 
 /// `hashpit wallet …`.
 pub async fn run(
@@ -32,8 +33,14 @@ pub async fn run(
         WalletCommand::Send(options) => send(&open().await?, options, json).await,
         WalletCommand::Receive(options) => {
             let wallet = open().await?.with_relays(options.relays.clone());
-            receive(&wallet, options, json).await
+            match options.inbox {
+                true => pay::collect(&wallet, options, json).await,
+                false => receive(&wallet, options, json).await,
+            }
         }
+        WalletCommand::Pay(options) => pay::pay(&open().await?, options, json).await,
+        WalletCommand::Request(options) => pay::request(&open().await?, options, json).await,
+        WalletCommand::Outbox(options) => pay::outbox(&open().await?, options, json).await,
     }
 }
 
@@ -76,6 +83,7 @@ async fn claim(
     json: bool,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    pay::retry(wallet).await;
     let (pool, relays) = pool_to_claim_from(wallet, &options).await?;
     let until = match options.follow {
         true => Until::Shutdown,

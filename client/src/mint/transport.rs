@@ -1,5 +1,7 @@
 //! cdk's HTTP transport over a [`Line`]: cdk's wallet does not notice.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use cdk::mint_url::MintUrl;
 use cdk::nuts::{AuthToken, MintInfo};
@@ -10,7 +12,6 @@ use nostr_sdk::Url;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use super::Line;
@@ -75,7 +76,7 @@ impl NostrTransport {
     }
 
     /// Below the mint's URL.
-    fn path<'a>(&self, url: &'a Url) -> Result<String, HttpError> {
+    fn path(&self, url: &Url) -> Result<String, HttpError> {
         let foreign = || HttpError::Other(format!("{url} is not of the mint {}", self.mint));
         let path = url.as_str().strip_prefix(self.mint.to_string().trim_end_matches('/'));
         path.map(str::to_owned).ok_or_else(foreign)

@@ -181,6 +181,11 @@ impl Wallet {
 }
 
 impl EpochState {
+    /// Where its ehash is honoured.
+    pub(crate) fn mint(&self) -> &MintUrl {
+        &self.mint
+    }
+
     fn new(announced: &EpochKeyset) -> Self {
         Self {
             version: VERSION,

@@ -35,7 +35,12 @@ impl Wallet {
 
     /// Consolidates if there are more proofs than one request carries.
     pub(super) async fn consolidate_at(&self, cdk: &CdkWallet) -> Result<(), Error> {
-        if cdk.get_unspent_proofs().await?.len() > self.at_once(cdk).await {
+        self.consolidate_to(cdk, self.at_once(cdk).await).await
+    }
+
+    /// Consolidates if there are more than `few` proofs.
+    pub(super) async fn consolidate_to(&self, cdk: &CdkWallet, few: usize) -> Result<(), Error> {
+        if cdk.get_unspent_proofs().await?.len() > few {
             self.swap_for_fewer(cdk).await?;
         }
         Ok(())
@@ -109,7 +114,7 @@ impl Wallet {
     }
 }
 
-fn info(keyset: KeySet) -> KeySetInfo {
+pub(super) fn info(keyset: KeySet) -> KeySetInfo {
     let KeySet { id, unit, active, input_fee_ppk, final_expiry, .. } = keyset;
     KeySetInfo { id, unit, active: active.unwrap_or(true), input_fee_ppk, final_expiry }
 }
