@@ -101,6 +101,12 @@ impl Mailbox {
             retry_at: Instant::now(),
             pause: RESUBSCRIBE.0,
         };
+        // Those that connect from here on are noticed by the monitor.
+        for (url, relay) in self.client.pool().all_relays().await {
+            if relay.is_connected() {
+                inbox.subscribe(&url).await;
+            }
+        }
         self.client.connect().await;
         Ok(inbox)
     }
