@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-const PAYMENTS: u32 = 8;
+const PAYMENTS: u32 = 5;
 /// Longer than a payment takes in a debug build, so that some are not cut short.
 const LIFE_MS: u64 = 600;
 
