@@ -7,12 +7,14 @@
 //! | [`backup`] | the wallet on Nostr relays (EH-03) |
 //! | [`issuance`] | the miner's side of EH-02 |
 //! | [`mint`] | the ways to a mint: HTTP, or Nostr (EH-07) |
+//! | [`pay`] | payment requests, tokens to an npub, and an inbox for them |
 //! | [`miner`] | a CPU miner that speaks Stratum V2 |
 
 pub mod backup;
 pub mod issuance;
 pub mod miner;
 pub mod mint;
+pub mod pay;
 pub mod wallet;
 
 pub use wallet::Wallet;

@@ -55,7 +55,11 @@ pub struct RelayHouse {
 impl RelayHouse {
     /// Starts a relay that keeps its events in `dir`.
     pub async fn start(dir: &Path) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await?, dir).await
+    }
+
+    /// Starts a relay on a port of the caller's: one that comes back.
+    pub async fn start_on(listener: TcpListener, dir: &Path) -> anyhow::Result<Self> {
         let url = format!("ws://{}", listener.local_addr()?).parse()?;
         let relay = Relay::open(hashpit_relay::Config::default(), dir, Clock::system())?;
         let gauges = relay.gauges();

@@ -130,7 +130,8 @@ pub enum WalletCommand {
     Claim(Claim),
     /// Take ehash out of the wallet, as a token string to hand over.
     Send(Send),
-    /// Put a token string into the wallet.
+    /// Put a token string into the wallet, or with --inbox those that were sent
+    /// to its npub.
     Receive(Receive),
     /// Show what came in and went out, newest first.
     History(History),
@@ -141,6 +142,13 @@ pub enum WalletCommand {
     /// The relays are remembered, so that they need be named only once.
     #[command(args_conflicts_with_subcommands = true)]
     Backup(Backup),
+    /// Pay a payment request (NUT-18, `creqA…`), or an npub by an encrypted
+    /// message (NIP-17).
+    Pay(Pay),
+    /// Print a payment request (NUT-18) to this wallet's npub.
+    Request(Request),
+    /// Deliver payments that have not arrived yet, or take one back.
+    Outbox(Outbox),
 }
 
 #[derive(Debug, clap::Args)]
@@ -233,6 +241,47 @@ pub enum BackupCommand {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct Pay {
+    /// Whom: `creqA…`, npub or nprofile.
+    pub payee: String,
+    /// Units, where the request does not say.
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub amount: Option<u64>,
+    /// Unit, where the wallet holds several: `hash_02…_<height>`.
+    #[arg(long)]
+    pub unit: Option<String>,
+    /// A relay that the payee reads; may be repeated.
+    #[arg(long = "relay", value_name = "URL")]
+    pub relays: Vec<RelayUrl>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Request {
+    /// Units; without it the payer chooses.
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub amount: Option<u64>,
+    /// Unit, where the wallet knows several: `hash_02…_<height>`.
+    #[arg(long)]
+    pub unit: Option<String>,
+    /// A mint that will do; may be repeated. Otherwise those known for the unit.
+    #[arg(long = "mint", value_name = "URL")]
+    pub mints: Vec<String>,
+    /// A relay to be paid through; may be repeated. Otherwise the pools'.
+    #[arg(long = "relay", value_name = "URL")]
+    pub relays: Vec<RelayUrl>,
+    /// Shown to the payer.
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Outbox {
+    /// Put the payment of this id back into the wallet instead.
+    #[arg(long, value_name = "ID")]
+    pub take_back: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
 pub struct Claim {
     /// The pool's npub.
     #[arg(long)]
@@ -266,7 +315,13 @@ pub struct Receive {
     /// The token, `cashuB…`; `-` or nothing reads it from stdin.
     pub token: Option<String>,
     /// A relay of the token's pool, where its mint cannot be reached and the
-    /// pool is new to this wallet; may be repeated.
+    /// pool is new to this wallet; with --inbox, one to look at. May be repeated.
     #[arg(long = "relay", value_name = "URL")]
     pub relays: Vec<RelayUrl>,
+    /// Receive the tokens that were sent to this wallet's npub.
+    #[arg(long, conflicts_with = "token")]
+    pub inbox: bool,
+    /// With --inbox: also tokens of mints that this wallet does not know.
+    #[arg(long, requires = "inbox")]
+    pub any_mint: bool,
 }

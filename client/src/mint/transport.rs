@@ -1,5 +1,7 @@
 //! cdk's HTTP transport over a [`Line`]: cdk's wallet does not notice.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use cdk::mint_url::MintUrl;
 use cdk::nuts::{AuthToken, MintInfo};
@@ -10,7 +12,6 @@ use nostr_sdk::Url;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use super::Line;

@@ -245,6 +245,11 @@ impl Wallet {
 }
 
 impl EpochState {
+    /// Where its ehash is honoured.
+    pub(crate) fn mint(&self) -> &MintUrl {
+        &self.mint
+    }
+
     fn new(announced: &EpochKeyset) -> Self {
         Self {
             version: VERSION,
@@ -281,11 +286,6 @@ impl EpochState {
     /// than [`MAX_BLANKS`].
     pub(crate) fn outstanding(&self) -> usize {
         self.outstanding.len().min(MAX_BLANKS)
-    }
-
-    /// Where its ehash is honoured.
-    pub(crate) fn mint(&self) -> &MintUrl {
-        &self.mint
     }
 
     /// The lowest NUT-13 counter of a blank that the pool may still sign.

@@ -11,6 +11,7 @@ mod epoch;
 mod history;
 mod identity;
 mod lock;
+mod outbox;
 mod pools;
 mod proofs;
 mod restore;
@@ -44,6 +45,8 @@ pub use history::{Entry, Status, What};
 use identity::Identity;
 pub use identity::account;
 use lock::Lock;
+pub(crate) use outbox::Terms;
+pub use outbox::{Destination, Form, Outgoing};
 pub use pools::KnownPool;
 use restore::Connector;
 pub use restore::{Remains, RestoreStep, RestoredAt};
@@ -127,6 +130,12 @@ pub enum WalletError {
     /// Not a Cashu token.
     #[error("this is no Cashu token: {0}; paste the whole string that starts with cashuB")]
     Token(String),
+    /// None of the payee's mints.
+    #[error("the payee takes only ehash of {0}, and this wallet holds none of theirs")]
+    OtherMints(String),
+    /// Not in the outbox.
+    #[error("no payment {0} is waiting; see `hashpit wallet outbox`")]
+    NoPayment(String),
     /// Not enough of a unit.
     #[error("{available} available, {wanted} wanted; see `hashpit wallet balance`")]
     Insufficient {
@@ -362,6 +371,7 @@ impl Wallet {
     /// which tokens have been received. What needs a mint that does not answer
     /// waits for another time.
     async fn resume_swaps(&self) -> Result<(), WalletError> {
+        self.adopt_tokens().await?;
         self.let_requests_end().await?;
         for Balance { unit, mint, pending, .. } in self.balances().await? {
             if pending == 0 {
@@ -409,8 +419,25 @@ impl Wallet {
     }
 
     async fn choose(&self, unit: Option<&str>) -> Result<Balance, WalletError> {
+        self.choose_at(unit, &[]).await
+    }
+
+    /// What to pay from: `mints` are those that will do, empty for any.
+    async fn choose_at(
+        &self,
+        unit: Option<&str>,
+        mints: &[MintUrl],
+    ) -> Result<Balance, WalletError> {
         let mut balances = self.balances().await?;
         balances.retain(|balance| balance.amount > 0);
+        let will_do = |balance: &Balance| {
+            mints.is_empty() || mints.iter().any(|mint| mint.to_string() == balance.mint)
+        };
+        if !balances.is_empty() && !balances.iter().any(will_do) {
+            let mints: Vec<_> = mints.iter().map(ToString::to_string).collect();
+            return Err(WalletError::OtherMints(mints.join(", ")));
+        }
+        balances.retain(will_do);
         balances.retain(|balance| unit.is_none_or(|unit| balance.unit == unit));
         // The same unit at two mints: the fuller one.
         balances.sort_by(|a, b| a.unit.cmp(&b.unit).then(b.amount.cmp(&a.amount)));

@@ -27,7 +27,7 @@ impl Wallet {
         let mut fewer = 0;
         for Balance { unit, mint, .. } in self.balances().await? {
             let cdk = self.cdk(&mint, &unit).await?;
-            let done = self.consolidate_down_to(&cdk, 0).await;
+            let done = self.swap_for_fewer(&cdk).await;
             fewer += done.map_err(|error| explain(error, &cdk.mint_url))?;
         }
         Ok(fewer)
@@ -35,22 +35,30 @@ impl Wallet {
 
     /// Consolidates if there are more proofs than one request carries.
     pub(super) async fn consolidate_at(&self, cdk: &CdkWallet) -> Result<(), Error> {
-        self.consolidate_down_to(cdk, self.at_once(cdk).await).await.map(drop)
+        self.consolidate_to(cdk, self.at_once(cdk).await).await
+    }
+
+    /// Consolidates if there are more than `few` proofs.
+    pub(super) async fn consolidate_to(&self, cdk: &CdkWallet, few: usize) -> Result<(), Error> {
+        if cdk.get_unspent_proofs().await?.len() > few {
+            self.swap_for_fewer(cdk).await?;
+        }
+        Ok(())
     }
 
     /// Swaps the smallest proofs, as many at once as one request carries, until
-    /// there are at most `enough` or swapping makes no fewer. Each swap is one of
-    /// cdk's, which finishes or undoes it after a crash.
-    async fn consolidate_down_to(&self, cdk: &CdkWallet, enough: usize) -> Result<usize, Error> {
+    /// swapping makes no fewer. Each swap is one of cdk's, which finishes or undoes
+    /// it after a crash.
+    async fn swap_for_fewer(&self, cdk: &CdkWallet) -> Result<usize, Error> {
         let at_once = self.at_once(cdk).await;
         let mut proofs = cdk.get_unspent_proofs().await?;
         let first = proofs.len();
-        while proofs.len() > enough {
+        loop {
             let count = proofs.len();
             proofs.sort_by_key(|proof| proof.amount);
             proofs.truncate(at_once);
             if !has_pairs(&proofs) {
-                break;
+                return Ok(first - count);
             }
             // No wish for certain amounts: the fewest proofs.
             let fewest = SplitTarget::Values(Vec::new());
@@ -58,10 +66,9 @@ impl Wallet {
             proofs = cdk.get_unspent_proofs().await?;
             tracing::debug!(before = count, after = proofs.len(), "proofs consolidated");
             if proofs.len() >= count {
-                break;
+                return Ok(first - count);
             }
         }
-        Ok(first.saturating_sub(proofs.len().min(first)))
     }
 
     /// Receives a token, in as many swaps as it takes. If an earlier attempt came
@@ -107,7 +114,7 @@ impl Wallet {
     }
 }
 
-fn info(keyset: KeySet) -> KeySetInfo {
+pub(super) fn info(keyset: KeySet) -> KeySetInfo {
     let KeySet { id, unit, active, input_fee_ppk, final_expiry, .. } = keyset;
     KeySetInfo { id, unit, active: active.unwrap_or(true), input_fee_ppk, final_expiry }
 }

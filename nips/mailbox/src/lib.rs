@@ -10,7 +10,7 @@
 //!   too early nor too late).
 //! - A publish counts only when some relay said OK.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use nostr_sdk::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, warn};
 
 /// How long relays keep an encrypted message (NIP-40). A side that was away for
@@ -105,11 +105,45 @@ impl Mailbox {
             notifications: self.client.notifications(),
             monitor,
             closed: HashSet::new(),
+            told: HashSet::new(),
             retry_at: Instant::now(),
             pause: RESUBSCRIBE.0,
         };
+        // Those that connect from here on are noticed by the monitor.
+        for (url, relay) in self.client.pool().all_relays().await {
+            if relay.is_connected() {
+                inbox.subscribe(&url).await;
+            }
+        }
         self.client.connect().await;
         Ok(inbox)
+    }
+
+    /// What the relays have stored of what matches, each event once. Waits for
+    /// the relays at most for `patience`; how many of them told all.
+    pub async fn fetch(
+        &self,
+        filter: Filter,
+        patience: Duration,
+    ) -> Result<(Vec<Event>, usize), MailboxError> {
+        let relays = self.client.pool().all_relays().await.len();
+        let mut inbox = self.subscribe(filter).await?;
+        let mut events = HashMap::new();
+        let deadline = Instant::now() + patience;
+        while inbox.told.len() < relays {
+            let Ok(Some(arrival)) = timeout_at(deadline, inbox.step()).await else { break };
+            if let Some(Arrival::Event(event)) = arrival {
+                events.insert(event.id, *event);
+            }
+        }
+        self.client.unsubscribe(&inbox.id).await;
+        Ok((events.into_values().collect(), inbox.told.len()))
+    }
+
+    /// Waits until every relay is connected, or, for at most `patience`, some.
+    pub async fn connected(&self, patience: Duration) {
+        self.client.connect().await;
+        self.client.wait_for_connection(patience).await;
     }
 
     /// Publishes to every relay; returns once at least one has stored it.
@@ -167,6 +201,8 @@ pub struct Inbox {
     monitor: Receiver<MonitorNotification>,
     /// Relays that closed the subscription until we have authenticated.
     closed: HashSet<RelayUrl>,
+    /// Relays that have sent all that they had stored.
+    told: HashSet<RelayUrl>,
     /// When to ask them again, and how long to wait after that.
     retry_at: Instant,
     pause: Duration,
@@ -179,29 +215,35 @@ impl Inbox {
     /// oldest; every protocol here can ask again.
     pub async fn next(&mut self) -> Option<Arrival> {
         loop {
-            tokio::select! {
-                () = sleep_until(self.retry_at), if !self.closed.is_empty() => self.ask_again().await,
-                status = self.monitor.recv() => match status {
-                    Ok(MonitorNotification::StatusChanged { relay_url, status }) => {
-                        if status == RelayStatus::Connected {
-                            self.pause = RESUBSCRIBE.0;
-                            self.subscribe(&relay_url).await;
-                            return Some(Arrival::Connected(relay_url));
-                        }
-                        debug!(relay = %relay_url, %status, "relay");
-                    }
-                    Err(RecvError::Lagged(missed)) => debug!(missed, "missed relay statuses"),
-                    Err(RecvError::Closed) => return None,
-                },
-                notification = self.notifications.recv() => match notification {
-                    Ok(notification) => if let Some(arrival) = self.sort(notification)? {
-                        return Some(arrival);
-                    },
-                    Err(RecvError::Lagged(missed)) => warn!(missed, "fell behind; events lost"),
-                    Err(RecvError::Closed) => return None,
-                },
+            if let Some(arrival) = self.step().await? {
+                return Some(arrival);
             }
         }
+    }
+
+    /// Waits for one thing to happen; `None` once the mailbox is closed.
+    async fn step(&mut self) -> Option<Option<Arrival>> {
+        tokio::select! {
+            () = sleep_until(self.retry_at), if !self.closed.is_empty() => self.ask_again().await,
+            status = self.monitor.recv() => match status {
+                Ok(MonitorNotification::StatusChanged { relay_url, status }) => {
+                    if status == RelayStatus::Connected {
+                        self.pause = RESUBSCRIBE.0;
+                        self.subscribe(&relay_url).await;
+                        return Some(Some(Arrival::Connected(relay_url)));
+                    }
+                    debug!(relay = %relay_url, %status, "relay");
+                }
+                Err(RecvError::Lagged(missed)) => debug!(missed, "missed relay statuses"),
+                Err(RecvError::Closed) => return None,
+            },
+            notification = self.notifications.recv() => match notification {
+                Ok(notification) => return self.sort(notification),
+                Err(RecvError::Lagged(missed)) => warn!(missed, "fell behind; events lost"),
+                Err(RecvError::Closed) => return None,
+            },
+        }
+        Some(None)
     }
 
     /// `None` at shutdown, else what the notification means to the reader.
@@ -226,6 +268,13 @@ impl Inbox {
                 message: RelayMessage::Ok { status: false, message, .. },
             } if self.closed.contains(&relay_url) => {
                 warn!(relay = %relay_url, reason = %message, "relay refused our authentication");
+                Some(None)
+            }
+            RelayPoolNotification::Message {
+                relay_url,
+                message: RelayMessage::EndOfStoredEvents(subscription_id),
+            } if *subscription_id == self.id => {
+                self.told.insert(relay_url);
                 Some(None)
             }
             RelayPoolNotification::Message { .. } => Some(None),

@@ -80,12 +80,15 @@ async fn live_delivery_checks_the_recipient_too() {
         client.until_eose("all").await;
     }
     let mut writer = relay.client().await;
-    let (private, public) = (wrap(1059, &recipient), note("public"));
-    writer.store(&private).await;
-    writer.store(&public).await;
-    theirs.expect_event("all", &private).await;
-    theirs.expect_event("all", &public).await;
-    strangers.expect_event("all", &public).await;
+    // EH-07's is ephemeral: it is delivered live or never.
+    for kind in [1059, 28470] {
+        let (private, public) = (wrap(kind, &recipient), note(&format!("after {kind}")));
+        writer.store(&private).await;
+        writer.store(&public).await;
+        theirs.expect_event("all", &private).await;
+        theirs.expect_event("all", &public).await;
+        strangers.expect_event("all", &public).await;
+    }
 }
 
 #[tokio::test]

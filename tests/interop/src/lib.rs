@@ -14,11 +14,13 @@ pub mod tap;
 pub mod translator;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tokio::process::Command;
 
 /// How long a whole test may take. Only one that fails takes so long.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -33,6 +35,20 @@ pub async fn within_patience(body: impl Future<Output = ()>) {
     if tokio::time::timeout(PATIENCE, &mut body).await.is_err() {
         panic!("not done after {PATIENCE:?}");
     }
+}
+
+/// Runs one of the scripts in `js/` with node, and returns the JSON that it prints.
+pub async fn node(script: &str, args: &[&str]) -> Result<Value> {
+    let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("js");
+    ensure!(
+        js.join("node_modules/@cashu/cashu-ts").is_dir(),
+        "cashu-ts is missing; run tests/interop/install first"
+    );
+    let mut node = Command::new("node");
+    node.arg(js.join(script)).args(args).kill_on_drop(true);
+    let output = node.output().await.context("node does not start")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// Where `install` has put a program.

@@ -2,15 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::Path;
-
-use anyhow::{Context, Result, ensure};
 use hashpit_interop::pair::Pair;
-use hashpit_interop::within_patience;
+use hashpit_interop::{node, within_patience};
 use hashpit_nips::HashUnits;
 use hashpit_tests::house::RelayHouse;
 use serde_json::{Value, json};
-use tokio::process::Command;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cashu_ts_takes_ehash_and_gives_it_back() {
@@ -29,7 +25,8 @@ async fn cashu_ts_takes_ehash_and_gives_it_back() {
         let token = pair.wallet.send(sent, Some(&unit)).await.unwrap();
         assert_eq!(pair.ehash().await.unwrap(), ehash.checked_sub(HashUnits::new(sent)).unwrap());
 
-        let report = cashu_ts(&pair.pool.mint_url, &unit, &token.to_string()).await.unwrap();
+        let report =
+            node("wallet.mjs", &[&pair.pool.mint_url, &unit, &token.to_string()]).await.unwrap();
         let keyset = pair.pool.epoch.keyset.id.to_string();
         assert_eq!(keyset.len(), 66, "not a version-2 keyset id: {keyset}");
         assert_eq!(report["keysets"], json!([{"id": keyset, "unit": unit, "active": true}]));
@@ -61,17 +58,4 @@ fn assert_not_by_quote(nuts: &Value, unit: &str) {
 
 fn amount(text: &Value) -> u64 {
     text.as_str().unwrap().parse().unwrap()
-}
-
-async fn cashu_ts(mint: &str, unit: &str, token: &str) -> Result<Value> {
-    let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("js");
-    ensure!(
-        js.join("node_modules/@cashu/cashu-ts").is_dir(),
-        "cashu-ts is missing; run tests/interop/install first"
-    );
-    let mut node = Command::new("node");
-    node.arg(js.join("wallet.mjs")).args([mint, unit, token]).kill_on_drop(true);
-    let output = node.output().await.context("node does not start")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(serde_json::from_slice(&output.stdout)?)
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use hashpit_client::mint::Route;
+use hashpit_client::wallet::Wallet;
 use hashpit_interop::foreign_relay::ForeignRelay;
 use hashpit_interop::pair::Pair;
 use hashpit_interop::within_patience;
@@ -24,6 +26,12 @@ async fn ehash_arrives_through_nostr_rs_relay() {
         assert!(ehash > HashUnits::ZERO);
         assert_eq!(ehash, pair.pool.epoch.work.units_in(status.totals.work).unwrap());
         assert_eq!(ehash, status.totals.issued);
+
+        // The mint over Nostr: no relay but this one carries the swap.
+        let payee = Wallet::open_or_create(&dir.path().join("payee"), || [8; 16]).await.unwrap();
+        let payee = payee.with_route(Route::Nostr).with_relays(vec![relay.url.clone()]);
+        let token = pair.wallet.send(ehash.get(), None).await.unwrap().to_string();
+        assert_eq!(payee.receive(&token).await.unwrap().amount, ehash.get());
         pair.pool.stop().await.unwrap();
     })
     .await;

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::short_unit;
+use super::{pay, short_unit};
 use crate::args;
 
 /// `hashpit wallet claim`.
@@ -21,6 +21,7 @@ pub async fn claim(
     json: bool,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    pay::retry(wallet).await;
     let (pool, relays) = pool_to_claim_from(wallet, options.pool, &options.relays).await?;
     back_up_by_default(wallet, &relays, json).await?;
     let until = match options.follow {

@@ -5,12 +5,14 @@
 //! | `make` | `init`, `restore`, `keys` |
 //! | `money` | `balance`, `send`, `receive`, `history`, `reclaim` |
 //! | `claim` | `claim` |
+//! | `pay` | `pay`, `request`, `outbox`, `receive --inbox` |
 //! | `backup` | `backup`: the wallet on Nostr relays |
 
 mod backup;
 mod claim;
 mod make;
 mod money;
+mod pay;
 
 use std::path::Path;
 
@@ -43,9 +45,15 @@ pub async fn run(
         WalletCommand::Send(options) => money::send(&wallet, options, json).await,
         WalletCommand::Receive(options) => {
             let wallet = wallet.with_relays(options.relays.clone());
-            money::receive(&wallet, options, json).await
+            match options.inbox {
+                true => pay::collect(&wallet, options, json).await,
+                false => money::receive(&wallet, options, json).await,
+            }
         }
         WalletCommand::Backup(options) => backup::run(&wallet, options, json).await,
+        WalletCommand::Pay(options) => pay::pay(&wallet, options, json).await,
+        WalletCommand::Request(options) => pay::request(&wallet, options, json).await,
+        WalletCommand::Outbox(options) => pay::outbox(&wallet, options, json).await,
         WalletCommand::History(options) => money::history(&wallet, options, json).await,
         WalletCommand::Reclaim(options) => money::reclaim(&wallet, options, json).await,
         WalletCommand::Claim(options) => claim::claim(&wallet, options, json, shutdown).await,
