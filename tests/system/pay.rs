@@ -26,8 +26,8 @@ const LIFE_MS: u64 = 600;
 
 /// Two wallets in `dir`, of which one has mined; what it has.
 async fn two_wallets(dir: &Path, pool: &PoolHouse, relay: &RelayHouse) -> (Wallet, Wallet, u64) {
-    let payer = Wallet::create(&dir.join("payer/wallet"), rand::random()).await.unwrap();
-    let payee = Wallet::create(&dir.join("payee/wallet"), rand::random()).await.unwrap();
+    let payer = Wallet::open_or_create(&dir.join("payer/wallet"), rand::random).await.unwrap();
+    let payee = Wallet::open_or_create(&dir.join("payee/wallet"), rand::random).await.unwrap();
     let whole = pool.pay_for_work(&payer, relay).await.unwrap().get();
     (payer, payee, whole)
 }

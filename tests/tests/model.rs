@@ -1,7 +1,8 @@
 //! Wallets spend, receive, crash and come back from relays or the mint at random,
 //! against a model that only adds and subtracts.
 //!
-//! `HASHPIT_SEED` repeats a run; `HASHPIT_STEPS` makes it longer.
+//! `HASHPIT_SEED` repeats a run; `HASHPIT_STEPS` makes it longer; `HASHPIT_LOG`
+//! shows what happens, `cdk=debug` for one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
@@ -196,6 +197,9 @@ async fn restore_from(wallet: &Wallet, relay: &RelayUrl) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_wallet_holds_what_the_model_says_whatever_crashes_or_burns() {
+    if let Ok(filter) = std::env::var("HASHPIT_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).init();
+    }
     let seed = from_env("HASHPIT_SEED").unwrap_or_else(rand::random);
     println!("HASHPIT_SEED={seed}");
     let mut world = World::new(seed).await;

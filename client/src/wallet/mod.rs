@@ -18,7 +18,7 @@ mod restore;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use cdk::nuts::{CurrencyUnit, State, Token};
 use cdk::wallet::{BaseHttpClient, SendOptions, WalletBuilder};
 use cdk::{Amount, HttpClient, Wallet as CdkWallet};
 use cdk_common::database::WalletDatabase;
-use cdk_common::wallet::{SendSagaState, WalletSagaState};
+use cdk_common::wallet::{ProofInfo, SendSagaState, WalletSagaState};
 use cdk_sqlite::wallet::WalletSqliteDatabase;
 use hashpit_mailbox::MailboxError;
 use hashpit_nips::eh01::EpochState as Phase;
@@ -373,10 +373,7 @@ impl Wallet {
     async fn resume_swaps(&self) -> Result<(), WalletError> {
         self.adopt_tokens().await?;
         self.let_requests_end().await?;
-        for Balance { unit, mint, pending, .. } in self.balances().await? {
-            if pending == 0 {
-                continue;
-            }
+        for (mint, unit) in self.unsettled().await? {
             let cdk = match self.cdk(&mint, &unit).await {
                 Ok(cdk) => cdk,
                 Err(error) => {
@@ -390,7 +387,17 @@ impl Wallet {
                 Err(_) => tracing::warn!(mint, "pending proofs stay as they are: no answer"),
             }
         }
-        Ok(())
+        // Those that were undone leave no token.
+        self.adopt_tokens().await
+    }
+
+    /// Mints and units with pending proofs or unfinished swaps.
+    async fn unsettled(&self) -> Result<BTreeSet<(String, String)>, WalletError> {
+        let pending = self.balances().await?.into_iter().filter(|balance| balance.pending > 0);
+        let pending = pending.map(|Balance { mint, unit, .. }| (mint, unit));
+        let sagas = self.store.get_incomplete_sagas().await?.into_iter();
+        let swaps = sagas.map(|saga| (saga.mint_url.to_string(), saga.unit.to_string()));
+        Ok(pending.chain(swaps).collect())
     }
 
     /// A request of a process that died may be under way at the mint still, and
@@ -406,16 +413,27 @@ impl Wallet {
     }
 
     async fn resume_swaps_at(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
+        forget_spent(cdk, self.reserved_by_sends(cdk).await?).await?;
         cdk.recover_incomplete_sagas().await?;
         let (mint, unit) = (cdk.mint_url.clone(), cdk.unit.clone());
         let pending = vec![State::Pending, State::Reserved, State::PendingSpent];
         let pending = self.store.get_proofs(Some(mint), Some(unit), Some(pending), None).await?;
-        let pending: Vec<_> = pending.into_iter().map(|info| info.proof).collect();
-        for proofs in pending.chunks(CHECKED_AT_ONCE) {
-            // Forgets those that the mint knows as spent.
-            cdk.check_proofs_spent(proofs.to_vec()).await?;
+        forget_spent(cdk, pending).await
+    }
+
+    /// What unfinished sends reserve. cdk's recovery releases it, although the
+    /// swap within the send may have spent it; the swap's own recovery brings the
+    /// swap's outputs back and would leave those inputs as well.
+    async fn reserved_by_sends(&self, cdk: &CdkWallet) -> Result<Vec<ProofInfo>, cdk::Error> {
+        let unfinished = WalletSagaState::Send(SendSagaState::ProofsReserved);
+        let mut reserved = Vec::new();
+        for saga in self.store.get_incomplete_sagas().await? {
+            let here = saga.mint_url == cdk.mint_url && saga.unit == cdk.unit;
+            if here && saga.state == unfinished {
+                reserved.extend(self.store.get_reserved_proofs(&saga.id).await?);
+            }
         }
-        Ok(())
+        Ok(reserved)
     }
 
     async fn choose(&self, unit: Option<&str>) -> Result<Balance, WalletError> {
@@ -509,6 +527,15 @@ impl Wallet {
         }
         Ok(lock)
     }
+}
+
+/// Forgets those proofs that the mint knows as spent.
+async fn forget_spent(cdk: &CdkWallet, proofs: Vec<ProofInfo>) -> Result<(), cdk::Error> {
+    let proofs: Vec<_> = proofs.into_iter().map(|info| info.proof).collect();
+    for some in proofs.chunks(CHECKED_AT_ONCE) {
+        cdk.check_proofs_spent(some.to_vec()).await?;
+    }
+    Ok(())
 }
 
 fn seed_path(dir: &Path) -> PathBuf {
