@@ -1,0 +1,1 @@
+//! The pool's signed statements, compared with the proxy's own count.
