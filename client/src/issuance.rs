@@ -53,6 +53,8 @@ pub struct Progress {
     pub batches: u64,
     /// The pool's latest statement.
     pub statement: Option<Statement>,
+    /// When the hello that it answers was about to be sent.
+    pub statement_asked_at: Option<Instant>,
 }
 
 /// Why claiming stopped.
@@ -122,7 +124,7 @@ struct Claim<'a> {
     /// Batches to acknowledge.
     acks: Vec<u64>,
     /// Messages sent in this run: an answer to another is of another time.
-    sent: VecDeque<EventId>,
+    sent: VecDeque<(EventId, Instant)>,
     hello_at: Instant,
     hello_pause: Duration,
     blanks_sent: Option<Instant>,
@@ -184,10 +186,10 @@ impl Claim<'_> {
         match message {
             PoolMessage::Keyset { event } => self.learn(&event).await?,
             PoolMessage::Signatures(batch) => self.apply(batch).await?,
-            PoolMessage::Statement(statement) if self.sent.contains(&statement.of) => {
+            PoolMessage::Statement(statement) if self.sent_at(statement.of).is_some() => {
                 self.compare(statement).await?;
             }
-            PoolMessage::Refused { of, reason } if self.sent.contains(&of) => {
+            PoolMessage::Refused { of, reason } if self.sent_at(of).is_some() => {
                 warn!(event = %of, reason, "the pool refused a message of ours");
             }
             PoolMessage::Statement(Statement { of, .. }) | PoolMessage::Refused { of, .. } => {
@@ -260,7 +262,11 @@ impl Claim<'_> {
                 }
             }
         }
-        self.progress.send_modify(|progress| progress.statement = Some(statement));
+        let asked_at = self.sent_at(statement.of);
+        self.progress.send_modify(|progress| {
+            progress.statement = Some(statement);
+            progress.statement_asked_at = asked_at;
+        });
         Ok(())
     }
 
@@ -350,14 +356,20 @@ impl Claim<'_> {
         self.send(&MinerMessage::Hello {}).await;
     }
 
+    /// When a message of this run was about to be sent.
+    fn sent_at(&self, id: EventId) -> Option<Instant> {
+        self.sent.iter().find(|(sent, _)| *sent == id).map(|(_, at)| *at)
+    }
+
     /// Every message can be lost without harm: the next hello finds out.
     async fn send(&mut self, message: &MinerMessage) {
+        let begun = Instant::now();
         match self.mailbox.send(&self.known.pool, message).await {
             Ok(id) => {
                 if self.sent.len() == MAX_SENT {
                     self.sent.pop_front();
                 }
-                self.sent.push_back(id);
+                self.sent.push_back((id, begun));
             }
             Err(error) => debug!(%error, "message not sent"),
         }

@@ -6,12 +6,16 @@
 //! | `config` | the configuration file |
 //! | `listen` | addresses, ports, and binding them |
 //! | `up` | every role in one process |
+//! | `claiming` | claiming that goes on for ever |
+//! | `proxy` | devices of one's own, mining for the wallet |
 //! | `roles` | one role for operators |
 //! | `wallet` | the wallet's commands |
 
 mod args;
+mod claiming;
 mod config;
 mod listen;
+mod proxy;
 mod roles;
 mod up;
 mod wallet;
@@ -48,6 +52,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Up(options) => up::run(options, config, dir, shutdown).await,
             Command::Relay(options) => roles::relay(options, config, dir, shutdown).await,
             Command::Pool(options) => roles::pool(options, config, dir, shutdown).await,
+            Command::Proxy(options) => proxy::run(options, config, dir, shutdown).await,
             Command::Wallet(options) => wallet::run(options, dir, shutdown).await,
         }
     })

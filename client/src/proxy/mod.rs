@@ -13,6 +13,7 @@
 //! | module | what lives in it |
 //! |---|---|
 //! | `settings` | settings and fixed limits, each with its reason |
+//! | `identity` | whose work it is |
 //! | `noise` | frames behind Noise, for both sides |
 //! | `upstream` | channels at the pools that outlive connections |
 //! | `work` | an extended channel's jobs, targets and hashes |
@@ -22,6 +23,7 @@
 //! | `stats` | what each worker has done |
 //! | [`reconcile`] | the pool's statements against our own count |
 
+mod identity;
 mod noise;
 pub mod reconcile;
 mod settings;
@@ -45,15 +47,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use noise::Authority;
-pub use settings::Settings;
 use settings::DRAIN_DEADLINE;
+pub use settings::Settings;
 pub use shares::Books;
-use stats::Workers;
 pub use stats::WorkerStats;
+use stats::Workers;
 use sv1::Sv1;
 use sv2::Sv2;
-use upstream::Upstream;
 pub use upstream::PoolAddress;
+use upstream::Upstream;
 
 /// Version that precedes an authority key in base58 (Sv2 4.7).
 const KEY_VERSION: [u8; 2] = 1u16.to_le_bytes();
@@ -100,7 +102,7 @@ pub enum Error {
     #[error("no pool to mine at; name one with its address and authority key")]
     NoPool,
     /// A setting is out of range.
-    #[error("[proxy] {setting} must be {expected}")]
+    #[error("[proxy.devices] {setting} must be {expected}")]
     Setting {
         /// Its name.
         setting: &'static str,

@@ -138,8 +138,7 @@ mod tests {
     }
 
     fn books(shares: u64, acknowledged: u128, in_flight: u128, unknown: u128) -> Books {
-        let [acknowledged, in_flight, unknown] =
-            [acknowledged, in_flight, unknown].map(Work::new);
+        let [acknowledged, in_flight, unknown] = [acknowledged, in_flight, unknown].map(Work::new);
         Books { shares, acknowledged, in_flight, unknown }
     }
 

@@ -56,7 +56,9 @@ async fn one_channel_for_all_devices() {
     let proxy = ProxyHouse::start(pools, miner(), settings).await.unwrap();
     within_patience(mine_with_two(&pool, &proxy, 20)).await;
     let workers = proxy.monitor.status().workers;
-    let sum = |count: fn(&hashpit_client::proxy::WorkerStats) -> u64| workers.iter().map(count).sum::<u64>();
+    let sum = |count: fn(&hashpit_client::proxy::WorkerStats) -> u64| {
+        workers.iter().map(count).sum::<u64>()
+    };
     assert_eq!(sum(|w| w.accepted) + sum(|w| w.local), 40);
     assert!(sum(|w| w.local) > 0, "{workers:?}");
     assert_eq!(sum(|w| w.accepted), pool.monitor.status().totals.shares);

@@ -3,28 +3,29 @@
 
 use std::sync::Arc;
 
-use stratum_apps::stratum_core::extensions_sv2::UserIdentity;
 use stratum_apps::stratum_core::mining_sv2::{
     SubmitSharesExtendedOwned, SubmitSharesSuccessOwned, UpdateChannelOwned,
 };
-use stratum_apps::stratum_core::parsers_sv2::{AnyMessageOwned, MiningOwned, TlvField, TlvList};
-use stratum_apps::utils::types::{InboundFrame, OutboundFrame};
+use stratum_apps::stratum_core::parsers_sv2::{AnyMessageOwned, MiningOwned};
 use tokio::sync::mpsc;
 
 use crate::proxy::noise::framed;
 use crate::proxy::shares::{InFlight, Waiting};
-use crate::proxy::upstream::{FromPool, Kind, Line, Opened, Request, Upstream};
+use crate::proxy::upstream::{FromPool, Kind, Line, Opened, Request, Upstream, submission};
 use crate::proxy::work::{Follower, Found, Job};
-
-/// Longest worker name that a share can carry (extension 0x0002).
-const MAX_LABEL_BYTES: usize = 32;
 
 /// What a feed tells its owner. `T` says whose a share is.
 #[derive(Debug)]
 pub(super) enum Event<T> {
     /// The channel is open, with this prefix and so many bytes to roll.
-    Opened { prefix: Vec<u8>, size: usize },
-    Job { job: Arc<Job>, clean: bool },
+    Opened {
+        prefix: Vec<u8>,
+        size: usize,
+    },
+    Job {
+        job: Arc<Job>,
+        clean: bool,
+    },
     Accepted(Vec<Waiting<T>>),
     Rejected(Waiting<T>, String),
     /// The connection is gone; these shares will never be judged.
@@ -166,17 +167,4 @@ impl<T> Channel<T> {
             }
         }
     }
-}
-
-/// The frame of a submission, with the worker's name behind it if the pool
-/// takes such.
-fn submission(message: SubmitSharesExtendedOwned, label: Option<&str>) -> Option<OutboundFrame> {
-    let message = MiningOwned::SubmitSharesExtended(message);
-    let label = label.map(|label| &label[..label.floor_char_boundary(MAX_LABEL_BYTES)]);
-    let Some(label) = label.filter(|label| !label.is_empty()) else {
-        return framed(AnyMessageOwned::Mining(message)).ok();
-    };
-    let tlv = UserIdentity::new(label).ok()?.to_tlv().ok()?;
-    let bytes = TlvList::from_slice(&[tlv]).ok()?.build_frame_bytes_with_tlvs(message).ok()?;
-    InboundFrame::from_bytes(bytes.into()).ok().map(OutboundFrame::Raw)
 }

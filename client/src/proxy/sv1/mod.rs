@@ -29,7 +29,6 @@ mod vardiff;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashpit_nips::MinerIdentity;
 use nostr_sdk::PublicKey;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use super::identity::identity;
 use super::settings::Settings;
 use super::stats::Workers;
 use super::upstream::{Kind, Request, Upstream};
@@ -71,8 +71,7 @@ impl Sv1 {
 
     /// What a channel is opened with.
     fn request(&self, worker: Option<&str>, hashrate: f32, max_target: [u8; 32]) -> Request {
-        let worker = worker.filter(|worker| !worker.is_empty()).map(str::to_owned);
-        let identity = MinerIdentity { miner: self.miner, worker }.to_string();
+        let identity = identity(self.miner, worker.unwrap_or_default());
         let slot = if self.settings.aggregate { SLOT_BYTES } else { 0 };
         let min_extranonce = (self.settings.extranonce2_bytes + slot) as u16;
         Request { kind: Kind::Extended { min_extranonce }, identity, hashrate, max_target }
@@ -140,42 +139,4 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
-}
-
-/// A worker's name out of a user name: what follows the first dot, or all of
-/// it, without what an identity cannot hold.
-pub(super) fn worker_name(user: &str) -> String {
-    let name = user.split_once('.').map_or(user, |(_, worker)| worker);
-    let printable: String = name.trim().chars().filter(|c| !c.is_control()).collect();
-    let end = printable.floor_char_boundary(MinerIdentity::MAX_WORKER_BYTES);
-    printable[..end].to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn a_worker_is_what_follows_the_first_dot() {
-        for (user, worker) in [
-            ("npub1abc.rack.7", "rack.7"),
-            ("garage", "garage"),
-            ("bc1q.", ""),
-            ("", ""),
-            ("a.b\nc ", "bc"),
-        ] {
-            assert_eq!(worker_name(user), worker, "{user:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn every_name_fits_an_identity(user in ".{0,300}") {
-            let npub = "npub10elfcs4fr0l0r8af98jlmgdh9c8tcxjvz9qkw038js35mp4dma8qzvjptg";
-            let identity: Result<MinerIdentity, _> = format!("{npub}.{}", worker_name(&user)).parse();
-            prop_assert!(identity.is_ok());
-        }
-    }
 }

@@ -18,8 +18,12 @@ pub(super) struct Request {
 /// What it asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Call {
-    Subscribe { agent: String },
-    Authorize { user: String },
+    Subscribe {
+        agent: String,
+    },
+    Authorize {
+        user: String,
+    },
     Configure(Configure),
     Submit(Submit),
     SuggestDifficulty(f64),
@@ -203,7 +207,9 @@ mod tests {
 
     #[test]
     fn ids_may_be_numbers_strings_or_nothing() {
-        for (id, value) in [("7", Value::from(7)), ("\"a\"", Value::from("a")), ("null", Value::Null)] {
+        for (id, value) in
+            [("7", Value::from(7)), ("\"a\"", Value::from("a")), ("null", Value::Null)]
+        {
             let line = format!(r#"{{"id":{id},"method":"mining.ping","params":[]}}"#);
             assert_eq!(parse(line.as_bytes()), Some(Request { id: value, call: Call::Ping }));
         }

@@ -25,6 +25,7 @@ use super::judge::{Judge, Refusal, Verdict};
 use super::line::{LineReader, LineWriter};
 use super::request::{self, Call, Configure, Submit};
 use super::vardiff::LocalTarget;
+use crate::proxy::identity::worker_name;
 use crate::proxy::settings::SUGGESTED_SHARES_PER_MINUTE;
 use crate::proxy::shares::Waiting;
 use crate::proxy::stats::{Connected, Worker};
@@ -355,7 +356,7 @@ impl Session {
             return Ok(());
         }
         if !known {
-            let label: Arc<str> = super::worker_name(&user).into();
+            let label: Arc<str> = worker_name(&user).into();
             let worker = self.sv1.workers.named(&label);
             tracing::info!(worker = &*label, "a device is authorized");
             let connected = worker.connected();

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitcoin::Target;
 use rand::Rng;
@@ -28,9 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Events, FromPool, Kind, Opened, PoolAddress, Pools, Request};
 use crate::proxy::noise::{self, NoiseError, Reader, Writer, framed};
-use crate::proxy::settings::{
-    MAX_SILENCE, POOL_PATIENCE, RECONNECT, SUGGESTED_SHARES_PER_MINUTE,
-};
+use crate::proxy::settings::{MAX_SILENCE, POOL_PATIENCE, RECONNECT, SUGGESTED_SHARES_PER_MINUTE};
 
 /// Commands that go out together.
 const BURST: usize = 64;
@@ -42,7 +40,7 @@ const NO_GROUP: u32 = 0;
 /// What the owners of lines ask of a link.
 #[derive(Debug)]
 pub(super) enum Command {
-    Open { key: u64, tag: u32, request: Request, events: Events },
+    Open { key: u64, tag: u32, request: Request, events: Events, cut_off: Arc<AtomicBool> },
     Send { generation: u64, frame: OutboundFrame },
     Close { key: u64 },
 }
@@ -50,7 +48,7 @@ pub(super) enum Command {
 /// Why a connection was not made, or ended.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
-    #[error("cannot connect: {0}")]
+    #[error("cannot connect: {0}; is the address right, and is the pool running?")]
     Connect(std::io::Error),
     #[error(transparent)]
     Noise(#[from] NoiseError),
@@ -84,6 +82,8 @@ struct Entry {
     tag: u32,
     request: Request,
     events: Events,
+    cut_off: Arc<AtomicBool>,
+    /// Its id and its group's.
     channel: Option<(u32, u32)>,
 }
 
@@ -207,8 +207,8 @@ impl Link {
     /// Takes a command, and says what has to be sent for it.
     fn obey(&mut self, command: Command) -> Option<OutboundFrame> {
         match command {
-            Command::Open { key, tag, request, events } => {
-                self.lines.insert(key, Entry { tag, request, events, channel: None });
+            Command::Open { key, tag, request, events, cut_off } => {
+                self.lines.insert(key, Entry { tag, request, events, cut_off, channel: None });
                 self.ask(key)
             }
             Command::Send { generation, frame } => {
@@ -390,7 +390,10 @@ impl Link {
         let entry = self.lines.get(&key)?;
         match entry.events.try_send((entry.tag, event)) {
             Ok(()) => None,
-            Err(_) => self.close(key),
+            Err(_) => {
+                entry.cut_off.store(true, Ordering::Relaxed);
+                self.close(key)
+            }
         }
     }
 }
@@ -415,8 +418,7 @@ async fn connect(pool: &PoolAddress) -> Result<(Reader, Writer), LinkError> {
     let timed_out = |_| LinkError::Noise(NoiseError::Timeout);
     let stream = timeout(POOL_PATIENCE, TcpStream::connect(&pool.address)).await;
     let stream = stream.map_err(timed_out)?.map_err(LinkError::Connect)?;
-    let (mut reader, mut writer) =
-        noise::connect(stream, &pool.authority, POOL_PATIENCE).await?;
+    let (mut reader, mut writer) = noise::connect(stream, &pool.authority, POOL_PATIENCE).await?;
     writer.send([framed(setup(&pool.address))?]).await?;
     let answer = timeout(POOL_PATIENCE, reader.next(&[])).await.map_err(timed_out)?;
     match answer?.0 {

@@ -8,20 +8,26 @@
 
 mod link;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitcoin::Target;
 use stratum_apps::key_utils::Secp256k1PublicKey as AuthorityKey;
-use stratum_apps::stratum_core::parsers_sv2::MiningOwned;
-use stratum_apps::utils::types::OutboundFrame;
+use stratum_apps::stratum_core::extensions_sv2::UserIdentity;
+use stratum_apps::stratum_core::mining_sv2::SubmitSharesExtendedOwned;
+use stratum_apps::stratum_core::parsers_sv2::{AnyMessageOwned, MiningOwned, TlvField, TlvList};
+use stratum_apps::utils::types::{InboundFrame, OutboundFrame};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::noise::framed;
 use super::settings::LINK_QUEUE;
 use super::shares::{Books, Tally};
 use link::{Command, Link};
+
+/// Longest worker name that a share can carry (extension 0x0002).
+const MAX_LABEL_BYTES: usize = 32;
 
 /// A pool's mining port.
 #[derive(Debug, Clone)]
@@ -142,7 +148,8 @@ impl Upstream {
     /// Opens a channel; `events` hears of it under `tag`.
     pub(super) async fn open(&self, request: Request, tag: u32, events: Events) -> Line {
         let line = self.line();
-        let open = Command::Open { key: line.key, tag, request, events };
+        let cut_off = Arc::clone(&line.cut_off);
+        let open = Command::Open { key: line.key, tag, request, events, cut_off };
         // The link lives until the proxy stops, and then nothing matters.
         let _ = line.commands.send(open).await;
         line
@@ -169,7 +176,8 @@ impl Upstream {
         });
         let LinkHandle { commands, load } = &links[link];
         load.fetch_add(1, Ordering::Relaxed);
-        Line { key: rand::random(), commands: commands.clone(), load: Arc::clone(load) }
+        let (commands, load) = (commands.clone(), Arc::clone(load));
+        Line { key: rand::random(), cut_off: Arc::default(), commands, load }
     }
 
     fn start_link(&self) -> LinkHandle {
@@ -184,11 +192,18 @@ impl Upstream {
 #[derive(Debug)]
 pub(super) struct Line {
     key: u64,
+    /// Set by the link when the owner's queue was full.
+    cut_off: Arc<AtomicBool>,
     commands: mpsc::Sender<Command>,
     load: Arc<AtomicUsize>,
 }
 
 impl Line {
+    /// Whether its owner has missed an event, and the channel is gone.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::Relaxed)
+    }
+
     /// Sends a frame over the connection of this generation, if it still
     /// stands. Waits while the link's queue is full.
     pub(super) async fn send(&self, generation: u64, frame: OutboundFrame) {
@@ -204,4 +219,20 @@ impl Drop for Line {
         // nobody listens to it.
         let _ = self.commands.try_send(Command::Close { key: self.key });
     }
+}
+
+/// The frame of a submission, with the worker's name behind it if the pool
+/// takes such.
+pub(super) fn submission(
+    message: SubmitSharesExtendedOwned,
+    label: Option<&str>,
+) -> Option<OutboundFrame> {
+    let message = MiningOwned::SubmitSharesExtended(message);
+    let label = label.map(|label| &label[..label.floor_char_boundary(MAX_LABEL_BYTES)]);
+    let Some(label) = label.filter(|label| !label.is_empty()) else {
+        return framed(AnyMessageOwned::Mining(message)).ok();
+    };
+    let tlv = UserIdentity::new(label).ok()?.to_tlv().ok()?;
+    let bytes = TlvList::from_slice(&[tlv]).ok()?.build_frame_bytes_with_tlvs(message).ok()?;
+    InboundFrame::from_bytes(bytes.into()).ok().map(OutboundFrame::Raw)
 }
