@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod abuse;
+mod devices;
+mod outages;
 mod sv1;
 
 use std::path::Path;
