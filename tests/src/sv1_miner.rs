@@ -166,6 +166,11 @@ impl Sv1Miner {
         })
     }
 
+    /// The target that it was set.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
     /// Bytes of extranonce that it rolls.
     pub fn extranonce2_size(&self) -> usize {
         self.extranonce2_size

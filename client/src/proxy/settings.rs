@@ -101,8 +101,11 @@ impl Settings {
         if !(self.shares_per_minute > 0.0 && self.shares_per_minute <= 6_000.0) {
             return refuse("shares_per_minute", "above 0 and at most 6000");
         }
-        if self.max_in_flight == 0 || self.channels_per_connection == 0 {
-            return refuse("max_in_flight and channels_per_connection", "at least 1");
+        if !(1..=128).contains(&self.max_in_flight) {
+            return refuse("max_in_flight", "1 to 128");
+        }
+        if self.channels_per_connection == 0 {
+            return refuse("channels_per_connection", "at least 1");
         }
         if self.max_lines_per_second == 0 {
             return refuse("max_lines_per_second", "at least 1");

@@ -17,7 +17,7 @@ use crate::proxy::work::Job;
 /// Bytes of extranonce that tell devices apart.
 pub(super) const SLOT_BYTES: usize = 2;
 /// Events that wait for one device's session.
-const SEAT_QUEUE: usize = 64;
+const SEAT_QUEUE: usize = 256;
 /// Shares and requests of all devices that wait for the aggregate. When they
 /// are that many, devices wait.
 const QUEUE: usize = 1_024;
@@ -183,8 +183,8 @@ impl Actor {
                 self.broadcast(|| Event::Job { job: Arc::clone(&job), clean });
             }
             Event::Accepted(shares) => {
-                for (slot, share) in shares.into_iter().map(owner) {
-                    self.tell(slot, Event::Accepted(vec![share]));
+                for (slot, shares) in by_owner(shares) {
+                    self.tell(slot, Event::Accepted(shares));
                 }
             }
             Event::Rejected(share, code) => {
@@ -193,10 +193,7 @@ impl Actor {
             }
             Event::Lost(shares) => {
                 (self.opened, self.job) = (None, None);
-                let mut lost: BTreeMap<u16, Vec<_>> = BTreeMap::new();
-                for (slot, share) in shares.into_iter().map(owner) {
-                    lost.entry(slot).or_default().push(share);
-                }
+                let mut lost = by_owner(shares);
                 let slots: Vec<u16> = self.seats.keys().copied().collect();
                 for slot in slots {
                     self.tell(slot, Event::Lost(lost.remove(&slot).unwrap_or_default()));
@@ -217,6 +214,14 @@ impl Actor {
             self.seats.remove(&slot);
         }
     }
+}
+
+fn by_owner(shares: Vec<Waiting<Owned>>) -> BTreeMap<u16, Vec<Waiting<Ticket>>> {
+    let mut owned: BTreeMap<u16, Vec<_>> = BTreeMap::new();
+    for (slot, share) in shares.into_iter().map(owner) {
+        owned.entry(slot).or_default().push(share);
+    }
+    owned
 }
 
 fn owner(share: Waiting<Owned>) -> (u16, Waiting<Ticket>) {

@@ -35,8 +35,9 @@ use crate::proxy::work::{Extranonce, Job};
 const NAME_GRACE: Duration = Duration::from_millis(100);
 /// The bits of a version that may be rolled (BIP 320).
 const ROLLABLE: u32 = 0x1fff_e000;
-/// Events from the pool that wait for a device.
-const FEED_QUEUE: usize = 64;
+/// Events from the pool that wait for a device: a refusal for each share in
+/// flight, and jobs.
+const FEED_QUEUE: usize = 256;
 /// Workers that may be authorized on one connection.
 const MAX_USERS: usize = 8;
 /// Lines without sense before a device is dropped.

@@ -193,15 +193,25 @@ impl Link {
                     }
                 }
                 Some(command) = self.inbox.recv() => {
+                    if self.is_idle() {
+                        heard = Instant::now();
+                    }
                     let mut frames: Vec<_> = self.obey(command).into_iter().collect();
                     while frames.len() < BURST && let Ok(command) = self.inbox.try_recv() {
                         frames.extend(self.obey(command));
                     }
                     writer.send(frames).await?;
                 }
-                () = tokio::time::sleep_until(heard + MAX_SILENCE) => return Err(LinkError::Silent),
+                () = tokio::time::sleep_until(heard + MAX_SILENCE), if !self.is_idle() => {
+                    return Err(LinkError::Silent);
+                }
             }
         }
+    }
+
+    /// Whether the pool has nothing to say.
+    fn is_idle(&self) -> bool {
+        self.asked.is_empty() && self.open.is_empty()
     }
 
     /// Takes a command, and says what has to be sent for it.
