@@ -6,6 +6,7 @@ mod abuse;
 mod devices;
 mod outages;
 mod sv1;
+mod verdicts;
 
 use std::path::Path;
 use std::time::Duration;
