@@ -9,12 +9,14 @@
 //! | [`mint`] | the ways to a mint: HTTP, or Nostr (EH-07) |
 //! | [`pay`] | payment requests, tokens to an npub, and an inbox for them |
 //! | [`miner`] | a CPU miner that speaks Stratum V2 |
+//! | [`proxy`] | devices below, pools above: Stratum V1 and V2 |
 
 pub mod backup;
 pub mod issuance;
 pub mod miner;
 pub mod mint;
 pub mod pay;
+pub mod proxy;
 pub mod wallet;
 
 pub use wallet::Wallet;

@@ -8,6 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use bitcoin::BlockHash;
 use cdk::Mint;
 use cdk::mint::MintBuilder;
@@ -168,5 +171,15 @@ pub async fn router(mint: Arc<Mint>) -> Result<Router, MintError> {
     let api = cdk_axum::create_mint_router(mint, Vec::new())
         .await
         .map_err(|error| MintError::Router(error.to_string()))?;
-    Ok(Router::new().nest(PATH, api))
+    Ok(Router::new().nest(PATH, api).layer(middleware::from_fn(to_the_end)))
+}
+
+/// Carries a request out even if its client has gone: a swap that was dropped
+/// between its two transactions would leave its proofs pending until the mint
+/// starts again.
+async fn to_the_end(request: Request, next: Next) -> Response {
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }

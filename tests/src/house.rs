@@ -101,10 +101,30 @@ impl PoolHouse {
         }
     }
 
+    /// Settings for shares of some 20,000 hashes, and for no blocks: a new tip
+    /// would make an honest share stale, and no count would be certain.
+    pub fn config_without_blocks(relays: &[RelayUrl]) -> anyhow::Result<hashpit_pool::Config> {
+        let mut config = Self::config(relays);
+        config.sv2.min_hashrate = 20_000.0;
+        config.sv2.shares_per_minute = 60.0;
+        config.chain.bits = hashpit_pool::template::Bits::new(0x1a00_ffff)?;
+        Ok(config)
+    }
+
     /// Starts a pool that keeps its books in `dir`.
     pub async fn start(config: hashpit_pool::Config, dir: &Path) -> anyhow::Result<Self> {
+        Self::start_at(config, dir, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// Starts a pool whose mining port is at an address, perhaps that of one
+    /// that was stopped.
+    pub async fn start_at(
+        config: hashpit_pool::Config,
+        dir: &Path,
+        sv2: SocketAddr,
+    ) -> anyhow::Result<Self> {
         let listeners = Listeners {
-            sv2: TcpListener::bind("127.0.0.1:0").await?,
+            sv2: TcpListener::bind(sv2).await?,
             mint: TcpListener::bind("127.0.0.1:0").await?,
         };
         let sv2 = listeners.sv2.local_addr()?;

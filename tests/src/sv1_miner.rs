@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bitcoin::block::{Header, Version};
@@ -32,17 +32,32 @@ pub struct Tally {
     pub rejected: BTreeMap<String, u64>,
 }
 
+/// What a device says first.
+#[derive(Debug, Clone, Copy)]
+pub struct Handshake<'a> {
+    /// Its lines, word for word.
+    pub lines: &'a [&'a str],
+    /// Whether it sends them all before it reads an answer.
+    pub pipelined: bool,
+    /// Whether its submissions name the version's rolled bits.
+    pub rolls_version: bool,
+    /// The user that it submits for.
+    pub user: &'a str,
+}
+
 /// A connected miner.
 pub struct Sv1Miner {
     lines: Lines<BufReader<OwnedReadHalf>>,
     write: OwnedWriteHalf,
     user: String,
+    rolls_version: bool,
     next_id: u64,
     extranonce1: Vec<u8>,
     extranonce2_size: usize,
     extranonce2: u64,
     target: Target,
     work: Option<Work>,
+    submitted_at: Instant,
     /// Submissions that have no answer yet.
     waiting: HashMap<u64, ()>,
     tally: Tally,
@@ -70,22 +85,7 @@ impl Sv1Miner {
     /// Connects, subscribes and authorizes as `user`; returns once there is
     /// work.
     pub async fn connect(server: SocketAddr, user: &str) -> Result<Self> {
-        let stream = TcpStream::connect(server).await?;
-        stream.set_nodelay(true)?;
-        let (read, write) = stream.into_split();
-        let mut miner = Self {
-            lines: BufReader::new(read).lines(),
-            write,
-            user: user.to_owned(),
-            next_id: 0,
-            extranonce1: Vec::new(),
-            extranonce2_size: 0,
-            extranonce2: 0,
-            target: Target::ZERO,
-            work: None,
-            waiting: HashMap::new(),
-            tally: Tally::default(),
-        };
+        let mut miner = Self::open(server, user, true).await?;
         let rolling = json!([["version-rolling"], {"version-rolling.mask": "1fffe000", "version-rolling.min-bit-count": 2}]);
         miner.call("mining.configure", rolling).await?;
         let subscribed = miner.call("mining.subscribe", json!(["hashpit-tests"])).await?;
@@ -100,6 +100,98 @@ impl Sv1Miner {
             miner.hear().await?;
         }
         Ok(miner)
+    }
+
+    /// Connects with a device's own words; returns once there is work.
+    pub async fn shake_hands(server: SocketAddr, handshake: Handshake<'_>) -> Result<Self> {
+        let Handshake { lines, pipelined, rolls_version, user } = handshake;
+        let mut miner = Self::open(server, user, rolls_version).await?;
+        let mut asked = Vec::new();
+        for line in lines {
+            let request: Value = serde_json::from_str(line)?;
+            miner.write.write_all(format!("{line}\n").as_bytes()).await?;
+            asked.push(request["id"].clone());
+            while !pipelined && !asked.is_empty() {
+                miner.hear_answer(&mut asked).await?;
+            }
+        }
+        while !asked.is_empty() {
+            miner.hear_answer(&mut asked).await?;
+        }
+        // Submissions have ids of their own.
+        miner.next_id = 1_000;
+        while miner.work.is_none() {
+            miner.hear().await?;
+        }
+        Ok(miner)
+    }
+
+    /// Takes a message; if it answers one of those asked, notes what it says.
+    async fn hear_answer(&mut self, asked: &mut Vec<Value>) -> Result<()> {
+        let message = self.next_line().await?;
+        let answered = asked.iter().position(|id| *id == message["id"]);
+        let Some(answered) = answered.filter(|_| message.get("method").is_none()) else {
+            return self.take(&message);
+        };
+        asked.remove(answered);
+        if !message["error"].is_null() {
+            bail!("the server refused: {message}");
+        }
+        let result = &message["result"];
+        if let (Some(extranonce1), Some(size)) = (result[1].as_str(), result[2].as_u64()) {
+            self.extranonce1 = hex::decode(extranonce1)?;
+            self.extranonce2_size = size.try_into()?;
+        }
+        Ok(())
+    }
+
+    async fn open(server: SocketAddr, user: &str, rolls_version: bool) -> Result<Self> {
+        let stream = TcpStream::connect(server).await?;
+        stream.set_nodelay(true)?;
+        let (read, write) = stream.into_split();
+        Ok(Self {
+            lines: BufReader::new(read).lines(),
+            write,
+            user: user.to_owned(),
+            rolls_version,
+            next_id: 0,
+            extranonce1: Vec::new(),
+            extranonce2_size: 0,
+            extranonce2: 0,
+            target: Target::ZERO,
+            work: None,
+            submitted_at: Instant::now(),
+            waiting: HashMap::new(),
+            tally: Tally::default(),
+        })
+    }
+
+    /// The target that it was set.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// Bytes of extranonce that it rolls.
+    pub fn extranonce2_size(&self) -> usize {
+        self.extranonce2_size
+    }
+
+    /// Reads on until the extranonce has changed.
+    pub async fn moved(&mut self) -> Result<()> {
+        let before = self.extranonce1.clone();
+        while self.extranonce1 == before {
+            self.hear().await?;
+        }
+        self.work = None;
+        while self.work.is_none() {
+            self.hear().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads on until the server has hung up.
+    pub async fn hung_up(&mut self) {
+        while self.hear().await.is_ok() {}
     }
 
     /// Mines until `shares` of them have been answered, one way or the other.
@@ -119,6 +211,17 @@ impl Sv1Miner {
             }
         }
         Ok(self.tally.clone())
+    }
+
+    /// Mines a share, and returns how long its answer took.
+    pub async fn timed_share(&mut self) -> Result<Duration> {
+        while self.waiting.is_empty() {
+            self.hash().await?;
+        }
+        while !self.waiting.is_empty() {
+            self.hear().await?;
+        }
+        Ok(self.submitted_at.elapsed())
     }
 
     /// The answers so far.
@@ -145,15 +248,18 @@ impl Sv1Miner {
         })
         .await?;
         let Some(nonce) = found else { return Ok(()) };
-        let params = json!([
-            self.user,
+        let mut params = vec![
+            self.user.clone(),
             work.job_id,
             hex::encode(attempt.extranonce2),
             format!("{:08x}", attempt.header.time),
             format!("{nonce:08x}"),
-            format!("{:08x}", 0),
-        ]);
-        let id = self.send("mining.submit", params).await?;
+        ];
+        if self.rolls_version {
+            params.push(format!("{:08x}", 0));
+        }
+        self.submitted_at = Instant::now();
+        let id = self.send("mining.submit", json!(params)).await?;
         self.waiting.insert(id, ());
         self.tally.submitted += 1;
         Ok(())

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -41,6 +42,11 @@ pub enum Command {
     Relay(Relay),
     /// Run a pool with its mint, on the relays of the configuration.
     Pool(Pool),
+    /// Let your own mining devices, Stratum V1 or V2, mine for this wallet.
+    ///
+    /// The wallet in the data directory is opened, or made, and what the devices
+    /// earn at the pool is claimed into it.
+    Proxy(Proxy),
     /// Hold, send, receive and claim ehash.
     Wallet(Wallet),
     /// Print a script that completes hashpit's commands in a shell.
@@ -55,13 +61,13 @@ pub enum Command {
 impl Command {
     /// True for roles that an operator watches by their log.
     pub fn is_server(&self) -> bool {
-        matches!(self, Self::Relay(_) | Self::Pool(_))
+        matches!(self, Self::Relay(_) | Self::Pool(_) | Self::Proxy(_))
     }
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Up {
-    /// First of three ports (relay, mint, Sv2); 0 picks free ones.
+    /// First of five ports (relay, mint, Sv2, proxy Sv1 and Sv2); 0 picks free ones.
     #[arg(long, value_name = "PORT")]
     pub port_base: Option<u16>,
     /// Stop, with status 0, once this is reached.
@@ -95,6 +101,37 @@ pub struct Pool {
     /// First of two ports (mint, Sv2); 0 picks free ones.
     #[arg(long, value_name = "PORT")]
     pub port_base: Option<u16>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Proxy {
+    /// A pool's address; may be repeated, the best first.
+    #[arg(long = "pool", value_name = "HOST:PORT")]
+    pub pools: Vec<String>,
+    /// The pool's Sv2 authority key; one for each --pool, or one for all.
+    #[arg(long = "authority", value_name = "KEY")]
+    pub authorities: Vec<String>,
+    /// The pool's npub, to claim from it; the wallet remembers it.
+    #[arg(long)]
+    pub npub: Option<PublicKey>,
+    /// A relay that the pool reads; may be repeated.
+    #[arg(long = "relay", value_name = "URL")]
+    pub relays: Vec<RelayUrl>,
+    /// Where Stratum V1 devices connect, in place of the configuration's port.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub sv1: Option<SocketAddr>,
+    /// Where Stratum V2 devices connect, in place of the configuration's port.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub sv2: Option<SocketAddr>,
+    /// One channel at the pool for all Stratum V1 devices.
+    #[arg(long)]
+    pub aggregate: bool,
+    /// Seconds between two reports.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub interval: u64,
+    /// Print a line of JSON on stdout at each report.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, clap::Args)]

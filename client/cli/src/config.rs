@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use nostr_sdk::{PublicKey, RelayUrl};
 use serde::Deserialize;
 
 use crate::listen::Listen;
@@ -17,8 +18,34 @@ pub struct Config {
     pub relay: hashpit_relay::Config,
     /// The pool and its mint.
     pub pool: hashpit_pool::Config,
+    /// The proxy for miners.
+    pub proxy: Proxy,
     /// The built-in CPU miner.
     pub miner: Miner,
+}
+
+/// The proxy for miners.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Proxy {
+    /// The pools to mine at, the best first.
+    pub pools: Vec<PoolAddress>,
+    /// The pool to claim from, if the wallet does not remember it.
+    pub npub: Option<PublicKey>,
+    /// Relays that it reads.
+    pub relays: Vec<RelayUrl>,
+    /// What concerns the devices below.
+    pub devices: hashpit_client::proxy::Settings,
+}
+
+/// A pool's mining port.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolAddress {
+    /// `host:port`.
+    pub address: String,
+    /// Its Sv2 authority key, base58.
+    pub authority: String,
 }
 
 /// The built-in CPU miner.

@@ -12,7 +12,8 @@ use tokio::net::TcpListener;
 pub struct Listen {
     /// Address; loopback unless others are to reach this machine.
     pub address: IpAddr,
-    /// Port of the relay; the mint and Sv2 take the next two. 0 picks free ones.
+    /// Port of the relay; the mint, Sv2 and the proxy's Sv1 and Sv2 take the next
+    /// four. 0 picks free ones.
     pub port_base: u16,
     /// Port of the relay, in place of `port_base`.
     pub relay: Option<u16>,
@@ -20,6 +21,10 @@ pub struct Listen {
     pub mint: Option<u16>,
     /// Port of Stratum V2, in place of `port_base` + 2.
     pub sv2: Option<u16>,
+    /// Port of the proxy for Stratum V1 devices, in place of `port_base` + 3.
+    pub proxy_sv1: Option<u16>,
+    /// Port of the proxy for Stratum V2 devices, in place of `port_base` + 4.
+    pub proxy_sv2: Option<u16>,
 }
 
 impl Default for Listen {
@@ -30,6 +35,8 @@ impl Default for Listen {
             relay: None,
             mint: None,
             sv2: None,
+            proxy_sv1: None,
+            proxy_sv2: None,
         }
     }
 }
@@ -40,6 +47,8 @@ pub enum Port {
     Relay,
     Mint,
     Sv2,
+    ProxySv1,
+    ProxySv2,
 }
 
 impl Listen {
@@ -56,11 +65,13 @@ impl Listen {
             Port::Relay => (self.relay, 0),
             Port::Mint => (self.mint, 1),
             Port::Sv2 => (self.sv2, 2),
+            Port::ProxySv1 => (self.proxy_sv1, 3),
+            Port::ProxySv2 => (self.proxy_sv2, 4),
         };
         match own {
             Some(number) => Ok(number),
             None if self.port_base == 0 => Ok(0),
-            None => self.port_base.checked_add(offset).context("port_base must be below 65534"),
+            None => self.port_base.checked_add(offset).context("port_base must be below 65532"),
         }
     }
 }

@@ -6,13 +6,17 @@
 //! | `config` | the configuration file |
 //! | `listen` | addresses, ports, and binding them |
 //! | `up` | every role in one process |
+//! | `claiming` | claiming that goes on for ever |
+//! | `proxy` | devices of one's own, mining for the wallet |
 //! | `roles` | one role for operators |
 //! | `wallet` | the wallet's commands |
 //! | `terminal` | tables, QR codes, progress bars, questions |
 
 mod args;
+mod claiming;
 mod config;
 mod listen;
+mod proxy;
 mod roles;
 mod terminal;
 mod up;
@@ -50,6 +54,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Up(options) => up::run(options, config, dir, shutdown).await,
             Command::Relay(options) => roles::relay(options, config, dir, shutdown).await,
             Command::Pool(options) => roles::pool(options, config, dir, shutdown).await,
+            Command::Proxy(options) => proxy::run(options, config, dir, shutdown).await,
             Command::Wallet(options) => wallet::run(options, dir, shutdown).await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Args::command(), "hashpit", &mut io::stdout());

@@ -1,7 +1,8 @@
 //! `hashpit up`: every role in one process, on a chain of its own.
 //!
 //! The roles meet on the wire, as they would on different machines: the miner
-//! speaks Stratum V2 to the pool, pool and wallet speak through the relay.
+//! speaks Stratum V2 to the proxy and the proxy to the pool; pool and wallet
+//! speak through the relay.
 
 mod display;
 
@@ -10,29 +11,28 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use hashpit_client::issuance::{self, Progress, Until};
-use hashpit_client::{Wallet, miner};
+use hashpit_client::issuance::Progress;
+use hashpit_client::{Wallet, miner, proxy};
 use hashpit_nips::MinerIdentity;
 use hashpit_pool::{Listeners, Pool};
 use hashpit_relay::{Clock, Gauges, Relay};
+use nostr_sdk::RelayUrl;
 use nostr_sdk::prelude::Host;
-use nostr_sdk::{PublicKey, RelayUrl};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use crate::args::{self, Milestone};
+use crate::claiming::claim_for_ever;
 use crate::config::Config;
 use crate::listen::{Listen, Port};
+use crate::proxy::authority_secret;
 use crate::wallet;
 use display::{Addresses, Display};
 
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(200);
-/// Pause before claiming is begun again after a failure.
-const CLAIM_AGAIN: Duration = Duration::from_secs(5);
 
 /// `hashpit up`.
 pub async fn run(
@@ -114,6 +114,11 @@ impl House {
             sv2: config.listen.bind(Port::Sv2).await?,
         };
         let sv2 = listeners.sv2.local_addr()?;
+        let devices = proxy::Listeners {
+            sv1: config.listen.bind(Port::ProxySv1).await?,
+            sv2: config.listen.bind(Port::ProxySv2).await?,
+        };
+        let proxy_ports = [devices.sv1.local_addr()?, devices.sv2.local_addr()?];
 
         let wallet = wallet::open_or_create(&dir.join("wallet")).await?;
         let relay = Relay::open(config.relay, &dir.join("relay"), Clock::system())?;
@@ -121,16 +126,30 @@ impl House {
         config.pool.relays.insert(0, relay_url.clone());
         let relays = config.pool.relays.clone();
         let pool = Pool::open(config.pool, &dir.join("pool"), listeners).await?;
+        let authority = pool.authority().to_string();
+        let proxy = proxy::Config {
+            pools: vec![proxy::PoolAddress {
+                address: sv2.to_string(),
+                authority: authority.parse().map_err(|error| anyhow!("{error:?}"))?,
+            }],
+            miner: wallet.public_key(),
+            authority: authority_secret(&wallet),
+            settings: config.proxy.devices,
+        };
+        let proxy = proxy::Proxy::open(proxy, devices)?;
         let addresses = Addresses {
+            proxy: proxy_ports,
+            proxy_authority: proxy.authority(),
             relay: relay_url,
             mint: pool.mint_url().to_string(),
             sv2,
-            authority: pool.authority().to_string(),
+            authority,
             pool: pool.public_key(),
             miner: wallet.public_key(),
         };
         let (monitor, pool_key) = (pool.monitor(), pool.public_key());
 
+        let devices = proxy.monitor();
         let (mine_progress, mining) = watch::channel(miner::Progress::default());
         let (claim_progress, claiming) = watch::channel(Progress::default());
         let mut roles = Vec::new();
@@ -142,9 +161,18 @@ impl House {
             }));
         }
         back_up_here(&wallet, &relays).await?;
+        roles.push(Role::start("the proxy", &ended, |stop| async move {
+            proxy.serve(stop).await;
+            Ok(())
+        }));
         let claimer = wallet.clone();
         roles.push(Role::start("the wallet", &ended, |stop| {
             claim_for_ever(claimer, pool_key, relays, claim_progress, stop)
+        }));
+        let (shortfall, claims) = (watch::Sender::new(None), claiming.clone());
+        roles.push(Role::start("the comparison", &ended, |stop| async move {
+            proxy::reconcile::watch(devices, claims, shortfall, stop).await;
+            Ok(())
         }));
         roles.push(Role::start(
             "the pool",
@@ -211,9 +239,10 @@ impl House {
 }
 
 fn miner_config(addresses: &Addresses, threads: usize) -> anyhow::Result<miner::Config> {
-    let authority = addresses.authority.parse();
+    let authority = addresses.proxy_authority.parse();
+    let [_, proxy] = addresses.proxy;
     Ok(miner::Config {
-        pool: addresses.sv2.to_string(),
+        pool: proxy.to_string(),
         authority: authority.map_err(|error| anyhow!("authority key: {error:?}"))?,
         identity: MinerIdentity { miner: addresses.miner, worker: Some("cpu".to_owned()) },
         threads: NonZeroUsize::new(threads).context("[miner] threads must be at least 1")?,
@@ -237,30 +266,4 @@ fn is_loopback(relay: &RelayUrl) -> bool {
         Some(Host::Domain(name)) => name == "localhost",
         None => false,
     }
-}
-
-/// Claims until stopped, and begins again after a failure: the relay and the
-/// pool keep what is due.
-async fn claim_for_ever(
-    wallet: Wallet,
-    pool: PublicKey,
-    relays: Vec<RelayUrl>,
-    progress: watch::Sender<Progress>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    while !stop.is_cancelled() {
-        let attempt = issuance::claim(
-            &wallet,
-            pool,
-            &relays,
-            Until::Shutdown,
-            progress.clone(),
-            stop.clone(),
-        );
-        if let Err(error) = attempt.await {
-            warn!(%error, "claiming failed; trying again");
-            let _ = tokio::time::timeout(CLAIM_AGAIN, stop.cancelled()).await;
-        }
-    }
-    Ok(())
 }

@@ -60,6 +60,8 @@ pub struct Progress {
     pub statement: Option<Statement>,
     /// True if all that has arrived is backed up, or no backup is wanted.
     pub safe: bool,
+    /// When the hello that it answers was about to be sent.
+    pub statement_asked_at: Option<Instant>,
 }
 
 /// Why claiming stopped.
@@ -148,7 +150,7 @@ struct Claim<'a> {
     acks: Vec<BatchId>,
     keeper: Keeper,
     /// Messages sent in this run: an answer to another is of another time.
-    sent: VecDeque<EventId>,
+    sent: VecDeque<(EventId, Instant)>,
     hello_at: Instant,
     hello_pause: Duration,
     blanks_sent: Option<Instant>,
@@ -216,10 +218,10 @@ impl Claim<'_> {
         match message {
             PoolMessage::Keyset { event } => self.learn(&event).await?,
             PoolMessage::Signatures(batch) => self.apply(batch).await?,
-            PoolMessage::Statement(statement) if self.sent.contains(&statement.of) => {
+            PoolMessage::Statement(statement) if self.sent_at(statement.of).is_some() => {
                 self.compare(statement).await?;
             }
-            PoolMessage::Refused { of, reason } if self.sent.contains(&of) => {
+            PoolMessage::Refused { of, reason } if self.sent_at(of).is_some() => {
                 warn!(event = %of, reason, "the pool refused a message of ours");
             }
             PoolMessage::Statement(Statement { of, .. }) | PoolMessage::Refused { of, .. } => {
@@ -299,7 +301,11 @@ impl Claim<'_> {
                 }
             }
         }
-        self.progress.send_modify(|progress| progress.statement = Some(statement));
+        let asked_at = self.sent_at(statement.of);
+        self.progress.send_modify(|progress| {
+            progress.statement = Some(statement);
+            progress.statement_asked_at = asked_at;
+        });
         Ok(())
     }
 
@@ -423,14 +429,20 @@ impl Claim<'_> {
         self.send(&MinerMessage::Hello {}).await;
     }
 
+    /// When a message of this run was about to be sent.
+    fn sent_at(&self, id: EventId) -> Option<Instant> {
+        self.sent.iter().find(|(sent, _)| *sent == id).map(|(_, at)| *at)
+    }
+
     /// Every message can be lost without harm: the next hello finds out.
     async fn send(&mut self, message: &MinerMessage) {
+        let begun = Instant::now();
         match self.mailbox.send(&self.known.pool, message).await {
             Ok(id) => {
                 if self.sent.len() == MAX_SENT {
                     self.sent.pop_front();
                 }
-                self.sent.push_back(id);
+                self.sent.push_back((id, begun));
             }
             Err(MailboxError::Message(error)) => warn!(%error, "message not sent"),
             Err(error) => debug!(%error, "message not sent"),

@@ -28,6 +28,8 @@ pub mod account {
     pub const NUTZAP: u32 = 3;
     /// How the wallet speaks to its remote signer.
     pub const SIGNER_CLIENT: u32 = 4;
+    /// The key by which a proxy proves itself to its Sv2 devices.
+    pub const PROXY_AUTHORITY: u32 = 5;
 }
 
 /// How long a remote signer, or the person behind it, may take.

@@ -1,12 +1,11 @@
-//! The stock Sv2 translator (`translator_sv2`): Stratum V1 below, our pool
-//! above.
+//! The stock Sv2 translator (`translator_sv2`): Stratum V1 below, our pool or
+//! our proxy above.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
-use hashpit_tests::house::PoolHouse;
 use hashpit_tests::process::{Process, free_port};
 
 use crate::{PAUSE, program};
@@ -32,8 +31,14 @@ pub struct Translator {
 }
 
 impl Translator {
-    /// Starts one that mines for `identity` and keeps its files in `dir`.
-    pub fn start(dir: &Path, pool: &PoolHouse, identity: &str, settings: Settings) -> Result<Self> {
+    /// Starts one that mines for `identity` at a pool, or at a proxy before it,
+    /// and keeps its files in `dir`.
+    pub fn start(
+        dir: &Path,
+        (server, authority): (SocketAddr, &str),
+        identity: &str,
+        settings: Settings,
+    ) -> Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let config = dir.join("translator.toml");
         let Settings { aggregated, vardiff, hashrate, shares_per_minute } = settings;
@@ -56,14 +61,13 @@ job_keepalive_interval_secs = 600
 [[upstreams]]
 address = "{}"
 port = {}
-authority_pubkey = "{}"
+authority_pubkey = "{authority}"
 user_identity = "{identity}"
 "#,
             address.ip(),
             address.port(),
-            pool.sv2.ip(),
-            pool.sv2.port(),
-            pool.authority,
+            server.ip(),
+            server.port(),
         );
         std::fs::write(&config, text)?;
         let mut command = Command::new(program("translator_sv2")?);

@@ -10,12 +10,16 @@ use hashpit_interop::translator::{Settings, Translator};
 use hashpit_interop::within_patience;
 use hashpit_nips::Work;
 use hashpit_tests::house::RelayHouse;
+use hashpit_tests::proxy_house::{ProxyHouse, address};
 use hashpit_tests::sv1_miner::Sv1Miner;
 
 /// What the pool is set to: 20,000 hashes a share at first. That is far below
 /// what any machine reaches, so that it soon sets another target.
 const POOL: Settings =
     Settings { aggregated: false, vardiff: false, hashrate: 20_000.0, shares_per_minute: 60.0 };
+
+/// An npub that nobody here has the key of.
+const STRANGER: &str = "npub10elfcs4fr0l0r8af98jlmgdh9c8tcxjvz9qkw038js35mp4dma8qzvjptg";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_for_each_miner() {
@@ -43,15 +47,37 @@ async fn another_rate_of_shares_in_mind() {
     within_patience(mine_and_claim(settings, 1)).await;
 }
 
+/// The translator's Sv2 connection leads to our proxy, which mines for the
+/// wallet whatever identity the translator has.
+#[tokio::test(flavor = "multi_thread")]
+async fn below_our_proxy() {
+    within_patience(mine_and_claim_below(POOL, 2, true)).await;
+}
+
+async fn mine_and_claim(settings: Settings, targets: usize) {
+    mine_and_claim_below(settings, targets, false).await;
+}
+
 /// Two miners mine until each has had shares accepted at so many different
 /// targets, and then their wallet claims.
-async fn mine_and_claim(settings: Settings, targets: usize) {
+async fn mine_and_claim_below(settings: Settings, targets: usize, proxied: bool) {
     let dir = tempfile::tempdir().unwrap();
     let relay = RelayHouse::start(&dir.path().join("relay")).await.unwrap();
     let config = Pair::config(&relay.url, POOL.hashrate, POOL.shares_per_minute).unwrap();
     let pair = Pair::start(dir.path(), config).await.unwrap();
-    let translator =
-        Translator::start(dir.path(), &pair.pool, &pair.npub().unwrap(), settings).unwrap();
+    let proxy = match proxied {
+        true => Some(proxy(&pair).await),
+        false => None,
+    };
+    let server = proxy.as_ref().map(|proxy| (proxy.sv2, proxy.authority.as_str()));
+    let identity = if proxied { STRANGER.to_owned() } else { pair.npub().unwrap() };
+    let translator = Translator::start(
+        dir.path(),
+        server.unwrap_or((pair.pool.sv2, &pair.pool.authority)),
+        &identity,
+        settings,
+    )
+    .unwrap();
     let taps = [
         Tap::start(translator.address).await.unwrap(),
         Tap::start(translator.address).await.unwrap(),
@@ -79,8 +105,19 @@ async fn mine_and_claim(settings: Settings, targets: usize) {
     let owed = pair.pool.epoch.work.units_in(Work::new(work)).unwrap();
     assert_eq!(status.totals.issued, owed);
     assert_eq!(pair.ehash().await.unwrap(), owed);
+    if let Some(proxy) = proxy {
+        let books = proxy.monitor.books();
+        assert_eq!((books.shares, books.acknowledged), (shares, Work::new(work)));
+        proxy.stop().await.unwrap();
+    }
     pair.pool.stop().await.unwrap();
     relay.stop().await.unwrap();
+}
+
+async fn proxy(pair: &Pair) -> ProxyHouse {
+    let pools = vec![address(&pair.pool).unwrap()];
+    let miner = pair.wallet.public_key();
+    ProxyHouse::start(pools, miner, ProxyHouse::settings()).await.unwrap()
 }
 
 /// Mines until shares at so many different targets have been accepted.

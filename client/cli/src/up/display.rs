@@ -24,6 +24,9 @@ pub struct Addresses {
     pub mint: String,
     pub sv2: SocketAddr,
     pub authority: String,
+    /// The proxy's ports: Sv1, Sv2.
+    pub proxy: [SocketAddr; 2],
+    pub proxy_authority: String,
     pub pool: PublicKey,
     pub miner: PublicKey,
 }
@@ -44,7 +47,9 @@ struct Last {
 impl Display {
     /// Prints the head.
     pub fn start(dir: &Path, addresses: &Addresses) -> Self {
-        let Addresses { relay, mint, sv2, authority, pool, miner } = addresses;
+        let Addresses { relay, mint, sv2, authority, pool, miner, .. } = addresses;
+        let ([proxy_sv1, proxy_sv2], proxy_authority) =
+            (addresses.proxy, &addresses.proxy_authority);
         let (Ok(pool), Ok(miner)) = (pool.to_bech32(), miner.to_bech32());
         eprintln!("hashpit is up. Data in {}; Ctrl-C stops.\n", dir.display());
         eprintln!("  relay      {relay}");
@@ -53,8 +58,11 @@ impl Display {
         eprintln!("  authority  {authority}");
         eprintln!("  pool       {pool}");
         eprintln!("  miner      {miner}");
+        eprintln!("  proxy Sv1  stratum+tcp://{proxy_sv1}");
+        eprintln!("  proxy Sv2  {proxy_sv2}  authority {proxy_authority}");
         eprintln!(
-            "\nAny Sv2 miner can join: user identity is an npub, perhaps with .worker behind."
+            "\nMine for this wallet with any device: point it at the proxy, under any worker name.\n\
+             Others join at the Sv2 port: user identity is an npub, perhaps with .worker behind."
         );
         eprintln!(
             "The wallet's twelve words are in {}.\n",

@@ -55,7 +55,7 @@ pub async fn claim(
 }
 
 /// A wallet without relays to back up to takes the pool's.
-async fn back_up_by_default(
+pub async fn back_up_by_default(
     wallet: &Wallet,
     relays: &[RelayUrl],
     quiet: bool,

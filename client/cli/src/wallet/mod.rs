@@ -21,6 +21,8 @@ use hashpit_client::wallet::WalletError;
 use hashpit_nips::EpochId;
 use tokio_util::sync::CancellationToken;
 
+pub use claim::back_up_by_default;
+
 use crate::args::{self, WalletCommand};
 use crate::terminal;
 

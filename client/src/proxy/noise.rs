@@ -1,0 +1,256 @@
+//! Frames behind Noise (Sv2 4.5), for both of the proxy's sides: a handshake, a
+//! reader and a writer.
+//!
+//! The library's own stream buffers whatever length a header declares, up to
+//! 16 MB. This one is built on the same codec and refuses a frame as soon as
+//! its header is decrypted. Reading is safe to cancel; writing is not, and is
+//! never cancelled except with the whole connection.
+
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use stratum_apps::key_utils::Secp256k1PublicKey as AuthorityKey;
+use stratum_apps::stratum_core::codec_sv2::state::{ExpectsHandshakeMessage, InitiatorSent};
+use stratum_apps::stratum_core::codec_sv2::{
+    self, Decoded, Decrypted, Handshake, NoiseDecoder, NoiseEncoder, SerializedFrame, Transport,
+    TransportDecryptState, TransportEncryptState,
+};
+use stratum_apps::stratum_core::framing_sv2::framing::HandshakeMessage;
+use stratum_apps::stratum_core::noise_sv2::{Initiator, Responder};
+use stratum_apps::stratum_core::parsers_sv2::{
+    AnyMessageOwned, ParserError, Tlv, parse_message_frame_with_tlvs,
+};
+use stratum_apps::utils::types::OutboundFrame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+/// Largest frame that is read. A job with a large coinbase and a long Merkle
+/// path takes a few kilobytes; the wire format would allow 16 MB.
+const MAX_FRAME_BYTES: usize = 64 * 1024;
+/// How long the certificate shown in a handshake is valid. It is made anew for
+/// each, so it only has to outlive clocks that disagree.
+const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(60 * 60);
+/// Only probes show that a silent peer is gone.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoiseError {
+    #[error("the connection is closed: {0}")]
+    Closed(#[from] std::io::Error),
+    #[error("no answer in time")]
+    Timeout,
+    #[error("a frame of more than {MAX_FRAME_BYTES} bytes")]
+    FrameTooLarge,
+    #[error("the handshake failed: {0}; is the authority key the pool's?")]
+    Handshake(codec_sv2::Error),
+    #[error("Noise failed: {0}")]
+    Noise(codec_sv2::Error),
+    #[error("a message that does not fit Sv2: {0:?}")]
+    Message(ParserError),
+}
+
+impl From<tokio::time::error::Elapsed> for NoiseError {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        Self::Timeout
+    }
+}
+
+/// The key pair by which the proxy proves itself to Sv2 devices.
+#[derive(Clone)]
+pub(super) struct Authority {
+    pub(super) public: [u8; 32],
+    pub(super) secret: [u8; 32],
+}
+
+/// Shakes hands with a pool that must hold `authority`.
+pub(super) async fn connect(
+    stream: TcpStream,
+    authority: &AuthorityKey,
+    patience: Duration,
+) -> Result<(Reader, Writer), NoiseError> {
+    prepare(&stream)?;
+    let handshake = async {
+        let (mut read, mut write) = stream.into_split();
+        let (mut decoder, mut encoder) = (NoiseDecoder::new(), NoiseEncoder::new());
+        let initiator = Initiator::from_raw_k(authority.into_bytes())
+            .map_err(|error| NoiseError::Handshake(error.into()))?;
+        let (first, state) =
+            Handshake::initiator(initiator).step_0().map_err(NoiseError::Handshake)?;
+        write.write_all(encoder.encode_handshake(first).as_ref()).await?;
+        let second = hear::<InitiatorSent>(&mut read, &mut decoder).await?;
+        let second = second.payload().try_into().expect("the decoder returns this size");
+        let transport = state.step_2(second).map_err(NoiseError::Handshake)?;
+        Ok(halves(read, write, (decoder, encoder), transport, patience))
+    };
+    timeout(patience, handshake).await?
+}
+
+/// Answers a device's handshake.
+pub(super) async fn accept(
+    stream: TcpStream,
+    authority: &Authority,
+    patience: Duration,
+    write_timeout: Duration,
+) -> Result<(Reader, Writer), NoiseError> {
+    prepare(&stream)?;
+    let handshake = async {
+        let (mut read, mut write) = stream.into_split();
+        let (mut decoder, mut encoder) = (NoiseDecoder::new(), NoiseEncoder::new());
+        let responder = Responder::from_authority_kp(
+            &authority.public,
+            &authority.secret,
+            CERTIFICATE_VALIDITY,
+        )
+        .map_err(|error| NoiseError::Noise(error.into()))?;
+        let first = hear::<Responder>(&mut read, &mut decoder).await?;
+        let key = first.payload().try_into().expect("the decoder returns this size");
+        let (second, transport) =
+            Handshake::responder(responder).step_1(key).map_err(NoiseError::Noise)?;
+        write.write_all(encoder.encode_handshake(second).as_ref()).await?;
+        Ok(halves(read, write, (decoder, encoder), transport, write_timeout))
+    };
+    timeout(patience, handshake).await?
+}
+
+/// Tells the kernel what this connection is for.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    // Jobs and shares are small and urgent.
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+fn halves(
+    read: OwnedReadHalf,
+    write: OwnedWriteHalf,
+    (decoder, encoder): (NoiseDecoder, NoiseEncoder),
+    transport: Transport,
+    timeout: Duration,
+) -> (Reader, Writer) {
+    let (encrypt, decrypt) = transport.split();
+    let reader = Reader { read, decoder, state: Some(decrypt), window: Vec::new(), filled: 0 };
+    (reader, Writer { write, encoder, state: encrypt, timeout })
+}
+
+async fn hear<R: ExpectsHandshakeMessage>(
+    read: &mut OwnedReadHalf,
+    decoder: &mut NoiseDecoder,
+) -> Result<HandshakeMessage, NoiseError> {
+    loop {
+        match decoder.next_handshake_frame::<R>().map_err(NoiseError::Noise)? {
+            Decoded::Frame(message) => return Ok(message),
+            Decoded::Incomplete(_) => {
+                let mut bytes = vec![0; decoder.writable_len()];
+                read.read_exact(&mut bytes).await?;
+                decoder.writable().copy_from_slice(&bytes);
+            }
+        }
+    }
+}
+
+/// The peer's frames.
+pub(super) struct Reader {
+    read: OwnedReadHalf,
+    decoder: NoiseDecoder,
+    /// Gone after a failed decryption, which ends the connection.
+    state: Option<TransportDecryptState>,
+    /// The bytes that the decoder wants next, of which `filled` have come.
+    window: Vec<u8>,
+    filled: usize,
+}
+
+impl Reader {
+    /// The next message and the TLV fields behind it, where `extensions` has
+    /// such. Cancel-safe.
+    pub(super) async fn next(
+        &mut self,
+        extensions: &[u16],
+    ) -> Result<(AnyMessageOwned, Vec<Tlv>), NoiseError> {
+        let mut frame = self.next_frame().await?;
+        let header = frame.header();
+        let (message, tlvs) = parse_message_frame_with_tlvs(header, frame.payload(), extensions)
+            .map_err(NoiseError::Message)?;
+        Ok((message.into_owned(), tlvs.unwrap_or_default()))
+    }
+
+    /// The next frame. Cancel-safe: bytes that have come stay in `window`.
+    async fn next_frame(&mut self) -> Result<SerializedFrame, NoiseError> {
+        loop {
+            let wanted = self.decoder.writable_len();
+            self.window.resize(wanted, 0);
+            while self.filled < wanted {
+                let count = self.read.read(&mut self.window[self.filled..]).await?;
+                if count == 0 {
+                    return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+                }
+                self.filled += count;
+            }
+            self.decoder.writable().copy_from_slice(&self.window);
+            self.filled = 0;
+            if let Some(frame) = self.decode()? {
+                return Ok(frame);
+            }
+        }
+    }
+
+    fn decode(&mut self) -> Result<Option<SerializedFrame>, NoiseError> {
+        let Some(state) = self.state.take() else {
+            return Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into());
+        };
+        match self.decoder.next_transport_frame(state).map_err(NoiseError::Noise)? {
+            Decrypted::Frame(frame, state) => {
+                self.state = Some(state);
+                Ok(Some(frame))
+            }
+            // The header has been read: what the decoder wants now is the
+            // payload, or its first 64 kB if that is longer.
+            Decrypted::Incomplete(wanted, _) if wanted > MAX_FRAME_BYTES => {
+                Err(NoiseError::FrameTooLarge)
+            }
+            Decrypted::Incomplete(_, state) => {
+                self.state = Some(state);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Messages to the peer.
+pub(super) struct Writer {
+    write: OwnedWriteHalf,
+    encoder: NoiseEncoder,
+    state: TransportEncryptState,
+    timeout: Duration,
+}
+
+impl Writer {
+    /// Sends `frames` in order, in as few packets as they fit.
+    ///
+    /// Waits while the peer's buffers are full, and gives the peer up when
+    /// that takes too long. Not cancel-safe.
+    pub(super) async fn send(
+        &mut self,
+        frames: impl IntoIterator<Item = OutboundFrame>,
+    ) -> Result<(), NoiseError> {
+        let mut bytes = Vec::new();
+        for frame in frames {
+            let encoded = self.encoder.encode_transport(frame, &mut self.state);
+            bytes.extend_from_slice(encoded.map_err(NoiseError::Noise)?.as_ref());
+        }
+        Ok(timeout(self.timeout, self.write.write_all(&bytes)).await??)
+    }
+
+    /// Tells the peer that nothing more follows.
+    pub(super) async fn close(mut self) {
+        // The peer may be gone already; there is nobody to tell then.
+        let _ = timeout(self.timeout, self.write.shutdown()).await;
+    }
+}
+
+/// A message as a frame.
+pub(super) fn framed(message: impl Into<AnyMessageOwned>) -> Result<OutboundFrame, NoiseError> {
+    OutboundFrame::from_message(message.into()).map_err(NoiseError::Message)
+}

@@ -1,0 +1,142 @@
+//! Stratum V1 below the proxy: the devices that most miners own.
+//!
+//! Each connection is a task ([`session`]). In the default mode it has a channel
+//! of its own at the pool; aggregated, all share one (`aggregate`). A device
+//! hears `true` once the pool has acknowledged the share's sequence number, and
+//! the pool's error otherwise; what the proxy can judge itself it refuses at
+//! once (`judge`).
+//!
+//! | module | what lives in it |
+//! |---|---|
+//! | `line` | lines with a limit |
+//! | `request` | what devices ask |
+//! | `difficulty` | difficulty ↔ target, in integers |
+//! | `feed` | a channel with its shares |
+//! | `aggregate` | one channel for all devices |
+//! | `judge` | what the proxy can say of a share |
+//! | `vardiff` | a device's own target, where devices are aggregated |
+//! | `session` | one device |
+
+mod aggregate;
+mod difficulty;
+mod feed;
+mod judge;
+mod line;
+mod request;
+mod session;
+mod vardiff;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nostr_sdk::PublicKey;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use super::identity::identity;
+use super::settings::Settings;
+use super::stats::Workers;
+use super::upstream::{Kind, Request, Upstream};
+use aggregate::{Aggregate, SLOT_BYTES};
+
+/// Fewer bytes to roll are too few for a device.
+const MIN_EXTRANONCE2: usize = 4;
+/// Only probes show that a silent device is gone.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Pause after a failed accept, which is mostly a lack of file descriptors.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// What all sessions share.
+pub(super) struct Sv1 {
+    settings: Settings,
+    miner: PublicKey,
+    upstream: Arc<Upstream>,
+    workers: Arc<Workers>,
+    aggregate: Option<Aggregate>,
+}
+
+impl Sv1 {
+    pub(super) fn new(
+        settings: Settings,
+        miner: PublicKey,
+        upstream: Arc<Upstream>,
+        workers: Arc<Workers>,
+    ) -> Self {
+        Self { settings, miner, upstream, workers, aggregate: None }
+    }
+
+    /// What a channel is opened with.
+    fn request(&self, worker: Option<&str>, hashrate: f32, max_target: [u8; 32]) -> Request {
+        let identity = identity(self.miner, worker.unwrap_or_default());
+        let slot = if self.settings.aggregate { SLOT_BYTES } else { 0 };
+        let min_extranonce = (self.settings.extranonce2_bytes + slot) as u16;
+        Request { kind: Kind::Extended { min_extranonce }, identity, hashrate, max_target }
+    }
+
+    /// Serves devices on `listener` until `stop`.
+    pub(super) async fn serve(
+        mut self,
+        listener: TcpListener,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) {
+        if self.settings.aggregate {
+            let request = self.request(None, self.settings.hashrate, [0xff; 32]);
+            let upstream = Arc::clone(&self.upstream);
+            self.aggregate = Some(Aggregate::start(upstream, request, stop.clone(), &tasks));
+        }
+        let seats = Arc::new(Semaphore::new(self.settings.max_miners));
+        let sv1 = Arc::new(self);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    continue;
+                }
+            };
+            let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else {
+                tracing::debug!(%peer, "refused a device: all seats are taken");
+                continue;
+            };
+            let span = tracing::info_span!("sv1", %peer);
+            let (sv1, stop) = (Arc::clone(&sv1), stop.clone());
+            tasks.spawn(
+                async move {
+                    let _seat = seat;
+                    attend(sv1, stream, stop).await;
+                }
+                .instrument(span),
+            );
+        }
+    }
+}
+
+/// One device, from its first byte to its last.
+async fn attend(sv1: Arc<Sv1>, stream: TcpStream, stop: CancellationToken) {
+    if let Err(error) = prepare(&stream) {
+        tracing::debug!(%error, "the connection ended at once");
+        return;
+    }
+    match session::run(sv1, stream, stop).await {
+        Ok(()) => tracing::debug!("the device hung up"),
+        Err(error) => tracing::info!(%error, "dropped a device"),
+    }
+}
+
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    // Jobs and answers are small and urgent.
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
