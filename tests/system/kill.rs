@@ -1,22 +1,28 @@
-//! SIGKILL for relay, pool and wallet at random moments, while a miner mines.
-//! Afterwards nothing is lost and nothing is doubled: every acknowledged share
-//! is credited; credited = issued × 2^k + remainder; issued = what the wallet
-//! holds; and all of it can be spent.
+//! SIGKILL for relay, pool and proxy at random moments, while a Stratum V1 and a
+//! Stratum V2 miner mine through the proxy. Afterwards nothing is lost and
+//! nothing is doubled: every acknowledged share is credited; credited = issued ×
+//! 2^k + remainder; issued = what the wallet holds; the same comes back from the
+//! words and the relay; and all of it can be spent.
 //!
 //! `HASHPIT_SEED` repeats a run; `HASHPIT_KILLS` makes it longer.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use hashpit_client::{Wallet, miner};
+use hashpit_client::proxy::{Listeners, PoolAddress, Proxy, Settings};
+use hashpit_client::wallet::account;
+use hashpit_client::{Wallet, miner, proxy};
 use hashpit_nips::{EpochId, HashUnits, MinerIdentity};
 use hashpit_tests::house::PoolHouse;
 use hashpit_tests::process::{Process, free_port};
+use hashpit_tests::sv1_miner::Sv1Miner;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -71,11 +77,14 @@ async fn nothing_is_lost_or_doubled() {
     let dir = dir.path();
     let relay_port = free_port().unwrap();
     let (mint_port, sv2_port) = (free_port().unwrap(), free_port().unwrap());
+    let (proxy_sv1, proxy_sv2) = (free_port().unwrap(), free_port().unwrap());
     let relay_url = format!("ws://127.0.0.1:{relay_port}");
     let config = format!(
         "[listen]\nrelay = {relay_port}\nmint = {mint_port}\nsv2 = {sv2_port}\n\
+         proxy_sv1 = {proxy_sv1}\nproxy_sv2 = {proxy_sv2}\n\
          [pool]\nrelays = [\"{relay_url}\"]\nwork_bits = {WORK_BITS}\nissue_interval_ms = 0\n\
-         [pool.sv2]\nshares_per_minute = 240.0\n"
+         [pool.sv2]\nshares_per_minute = 240.0\n\
+         [proxy.devices]\nhashrate = 100000.0\n"
     );
     let config_file = dir.join("hashpit.toml");
     fs::write(&config_file, config).unwrap();
@@ -91,19 +100,23 @@ async fn nothing_is_lost_or_doubled() {
         let config = ["--config".to_owned(), config_file.display().to_string()];
         config.into_iter().chain(text.split(' ').map(str::to_owned)).collect::<Vec<_>>()
     };
-    let claim = format!("wallet claim --follow --pool {} --relay {relay_url}", key.to_hex());
-    let mut victims = Victims::start(dir, [args("relay"), args("pool"), args(&claim)]);
+    let proxying = format!(
+        "proxy --pool 127.0.0.1:{sv2_port} --authority {authority} --npub {} --relay {relay_url}",
+        key.to_hex()
+    );
+    let mut victims = Victims::start(dir, [args("relay"), args("pool"), args(&proxying)]);
 
     let (progress, mined) = watch::channel(miner::Progress::default());
     let stop_mining = CancellationToken::new();
     let miner = miner::Config {
-        pool: format!("127.0.0.1:{sv2_port}"),
-        authority: authority.parse().unwrap(),
+        pool: format!("127.0.0.1:{proxy_sv2}"),
+        authority: proxy_authority(&wallet, &authority).await.parse().unwrap(),
         identity: MinerIdentity { miner: wallet.public_key(), worker: None },
         threads: std::num::NonZeroUsize::MIN,
-        max_hashrate: Some(200_000.0),
+        max_hashrate: Some(100_000.0),
     };
     let mining = tokio::spawn(miner::mine(miner, progress, stop_mining.clone()));
+    let device = tokio::spawn(sv1_device(proxy_sv1, stop_mining.clone()));
 
     for _ in 0..from_env("HASHPIT_KILLS").unwrap_or(KILLS) {
         sleep(Duration::from_millis(rng.random_range(0..LULL_MS))).await;
@@ -119,16 +132,70 @@ async fn nothing_is_lost_or_doubled() {
     timeout(SETTLING, seen.wait_for(|progress| progress.accepted > 0)).await.unwrap().unwrap();
     stop_mining.cancel();
     mining.await.unwrap();
-    let acknowledged = mined.borrow().accepted;
+    let by_device = device.await.unwrap();
+    let acknowledged = mined.borrow().accepted + by_device;
+    println!("{by_device} of the shares came by Stratum V1");
 
     settle(dir, &wallet, epoch).await;
     let held = wallet.ehash(epoch).await.unwrap();
+    assert_eq!(restored(dir, &wallet, &relay_url).await, held, "the relay has all of it");
     let other = Wallet::open_or_create(&dir.join("other"), rand::random).await.unwrap();
     let token = wallet.send(held.get(), None).await.unwrap();
     let spent = other.receive(&token.to_string()).await.unwrap();
     assert_eq!(spent.amount, held.get(), "all of it can be spent");
     drop(victims);
     check_books(dir, held, acknowledged).await;
+}
+
+/// The proxy's authority key, as it prints it.
+async fn proxy_authority(wallet: &Wallet, pool: &str) -> String {
+    let keys = wallet.seed().nostr_keys(account::PROXY_AUTHORITY);
+    let pool = PoolAddress { address: "127.0.0.1:1".to_owned(), authority: pool.parse().unwrap() };
+    let config = proxy::Config {
+        pools: vec![pool],
+        miner: wallet.public_key(),
+        authority: keys.secret_key().to_secret_bytes(),
+        settings: Settings::default(),
+    };
+    let listen = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listeners = Listeners { sv1: listen().await, sv2: listen().await };
+    Proxy::open(config, listeners).unwrap().authority()
+}
+
+/// A device that mines whenever there is a proxy; the shares that it was told
+/// were accepted.
+async fn sv1_device(port: u16, stop: CancellationToken) -> u64 {
+    let mut accepted = 0;
+    while !stop.is_cancelled() {
+        let Ok(mut miner) = Sv1Miner::connect(([127, 0, 0, 1], port).into(), "device").await else {
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        tokio::select! { biased;
+            () = stop.cancelled() => {}
+            // Ends with the connection.
+            _ = miner.mine(u64::MAX / 2) => {}
+        }
+        accepted += miner.tally().accepted;
+    }
+    accepted
+}
+
+/// What a wallet on another machine gets back from the words and the relay.
+async fn restored(dir: &Path, wallet: &Wallet, relay: &str) -> HashUnits {
+    let elsewhere = dir.join("elsewhere");
+    let mut restore = Command::new(env!("CARGO_BIN_EXE_hashpit"));
+    restore.arg("--data-dir").arg(&elsewhere).args(["wallet", "restore", "--relay", relay]);
+    restore.stdin(Stdio::piped()).stdout(Stdio::null());
+    let words = wallet.seed().words();
+    let restored = tokio::task::spawn_blocking(move || {
+        let mut child = restore.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(words.as_bytes()).unwrap();
+        child.wait().unwrap()
+    });
+    assert!(restored.await.unwrap().success());
+    let balances = Wallet::open(&elsewhere.join("wallet")).await.unwrap().balances().await.unwrap();
+    HashUnits::new(balances.iter().map(|one| one.amount).sum())
 }
 
 /// Waits until the wallet holds all that the pool owes: no whole unit is left.
