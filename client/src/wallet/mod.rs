@@ -101,7 +101,10 @@ pub enum WalletError {
     #[error(transparent)]
     Mailbox(#[from] MailboxError),
     /// No way to the mint over Nostr.
-    #[error("no relay of {0}'s pool is known; name one with --relay, or claim from the pool first")]
+    #[error(
+        "the mint of {0} cannot be reached over Nostr: no relay of its pool is known; \
+         name one with --relay, or claim from the pool first"
+    )]
     NoRelay(String),
     /// Not a Cashu token.
     #[error("this is no Cashu token: {0}; paste the whole string that starts with cashuB")]
