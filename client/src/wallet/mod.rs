@@ -330,15 +330,33 @@ impl Wallet {
         Ok(())
     }
 
+    /// Where cdk's recovery leaves a swap that was part of a send in doubt, the
+    /// mint knows: inputs that it released and that are spent are forgotten, and
+    /// outputs that no operation owns any more, and in no token, are released.
     async fn resume_swaps_at(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
+        let (mint, unit) = (Some(cdk.mint_url.clone()), Some(cdk.unit.clone()));
+        let of = async |states: &[State]| {
+            self.store.get_proofs(mint.clone(), unit.clone(), Some(states.to_vec()), None).await
+        };
+        let pending = [State::Pending, State::Reserved, State::PendingSpent];
+        let mut doubtful = of(&pending).await?;
         cdk.recover_incomplete_sagas().await?;
-        let (mint, unit) = (cdk.mint_url.clone(), cdk.unit.clone());
-        let pending = vec![State::Pending, State::Reserved, State::PendingSpent];
-        let pending = self.store.get_proofs(Some(mint), Some(unit), Some(pending), None).await?;
-        let pending: Vec<_> = pending.into_iter().map(|info| info.proof).collect();
-        for proofs in pending.chunks(CHECKED_AT_ONCE) {
+        doubtful.extend(of(&pending).await?);
+        doubtful.sort_by_key(|info| info.y);
+        doubtful.dedup_by_key(|info| info.y);
+        let doubtful: Vec<_> = doubtful.into_iter().map(|info| info.proof).collect();
+        for proofs in doubtful.chunks(CHECKED_AT_ONCE) {
             // Forgets those that the mint knows as spent.
             cdk.check_proofs_spent(proofs.to_vec()).await?;
+        }
+        let operations = self.store.get_incomplete_sagas().await?;
+        let mut orphans = of(&[State::Reserved]).await?;
+        orphans.retain(|info| {
+            let owner = info.used_by_operation;
+            owner.is_none_or(|owner| operations.iter().all(|operation| operation.id != owner))
+        });
+        if !orphans.is_empty() {
+            cdk.unreserve_proofs(orphans.into_iter().map(|info| info.y).collect()).await?;
         }
         Ok(())
     }
