@@ -315,7 +315,8 @@ impl Wallet {
                 Err(_) => tracing::warn!(mint, "pending proofs stay as they are: no answer"),
             }
         }
-        Ok(())
+        // Payments whose send was undone just now.
+        self.adopt_tokens().await
     }
 
     /// A request of a process that died may be under way at the mint still, and
