@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use tracing::{debug, info};
+use tracing::debug;
 
 use crate::mint;
 use answers::{Answers, Begun};
@@ -125,7 +125,7 @@ impl Gateway {
             }
         };
         if verdict == Verdict::Tell {
-            info!(%wallet, "a key asks too often");
+            debug!(%wallet, "a key asks too often");
             let refusal = refusal(request.id, 429, "too many requests; ask again in a second");
             return Some(self.work(wallet, Task::Repeat(Arc::new(refusal))));
         }

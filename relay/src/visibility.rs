@@ -1,8 +1,8 @@
 //! Who may see what: the one rule that stored and live events go through.
 //!
 //! Private kinds (NIP-04 messages, NIP-17/59 seals and gift wraps, EH-02
-//! issuance) are served only to their author and to the keys in their `p` tags,
-//! authenticated by NIP-42. Everything else is public.
+//! issuance, EH-07 mint messages) are served only to their author and to the keys
+//! in their `p` tags, authenticated by NIP-42. Everything else is public.
 
 use std::sync::Arc;
 

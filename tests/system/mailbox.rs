@@ -38,6 +38,40 @@ async fn a_private_message_arrives_on_every_connection() {
     relay.stop().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_that_is_connected_can_be_asked_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let relay = RelayHouse::start(dir.path()).await.unwrap();
+    let (sender, reader) = (Keys::generate(), Keys::generate());
+    let relays = [relay.url.clone()];
+    let outbox = Mailbox::connect(sender, &relays).await.unwrap();
+    let mailbox = Mailbox::connect(reader.clone(), &relays).await.unwrap();
+    outbox.connected(PATIENCE).await;
+    let filter = Filter::new().kind(kind::ISSUANCE).pubkey(reader.public_key());
+    // Each event is told once to a mailbox.
+    for count in [0, 1, 1] {
+        let (events, answered) = mailbox.fetch(filter.clone(), PATIENCE).await.unwrap();
+        assert_eq!((events.len(), answered), (count, 1));
+        outbox.send(&reader.public_key(), &MinerMessage::Hello {}).await.unwrap();
+    }
+    // A subscription sees what comes after, too.
+    let mut inbox = mailbox.subscribe(filter.clone()).await.unwrap();
+    let sent = outbox.send(&reader.public_key(), &MinerMessage::Hello {}).await.unwrap();
+    let seen = timeout(PATIENCE, async {
+        loop {
+            match inbox.next().await.unwrap() {
+                Arrival::Event(event) if event.id == sent => return,
+                _ => {}
+            }
+        }
+    });
+    seen.await.expect("the event in time");
+    for mailbox in [outbox, mailbox] {
+        mailbox.close().await;
+    }
+    relay.stop().await.unwrap();
+}
+
 async fn first_event(reader: &Keys, relay: &str, filter: Filter) -> Event {
     let mailbox = Mailbox::connect(reader.clone(), &[relay.parse().unwrap()]).await.unwrap();
     let mut inbox = mailbox.subscribe(filter).await.unwrap();

@@ -102,14 +102,31 @@ async fn requests_and_npubs_are_paid_by_the_commands() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payment_that_is_cut_short_arrives_once_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let (relay, pool) = relay_and_pool(dir.path()).await.unwrap();
+    cut_short(dir.path(), relay, pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_it_does_without_a_route_to_the_mint() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let relay = RelayHouse::start(&dir.join("relay")).await.unwrap();
+    let mut config = PoolHouse::config(std::slice::from_ref(&relay.url));
+    config.public_mint = format!("http://{nowhere}");
+    let pool = PoolHouse::start(config, &dir.join("pool")).await.unwrap();
+    cut_short(dir, relay, pool).await;
+}
+
+/// Payments of one unit that are killed at random moments, and one that is not.
+async fn cut_short(dir: &Path, relay: RelayHouse, pool: PoolHouse) {
     let seed = std::env::var("HASHPIT_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(rand::random);
     println!("HASHPIT_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    let (relay, pool) = relay_and_pool(dir).await.unwrap();
     let (payer, payee, whole) = two_wallets(dir, &pool, &relay).await;
+    let payee = payee.with_relays(vec![relay.url.clone()]);
 
     for number in 0..PAYMENTS {
         let mut pay = Command::new(env!("CARGO_BIN_EXE_hashpit"));

@@ -142,14 +142,15 @@ async fn wrap(to: PublicKey, message: String) -> Result<Event, String> {
 
 async fn publish(relays: &[RelayUrl], event: &Event) -> Result<(), String> {
     let mailbox = Mailbox::connect(Keys::generate(), relays).await.map_err(|e| e.to_string())?;
-    mailbox.connected(CONNECT).await;
-    let published = timeout(DELIVER, mailbox.publish(event)).await;
+    let published = match mailbox.connected(CONNECT).await {
+        0 => Err(format!("no relay of {} can be reached", relays.len())),
+        _ => match timeout(DELIVER, mailbox.publish(event)).await {
+            Ok(published) => published.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no relay answered in {DELIVER:?}")),
+        },
+    };
     mailbox.close().await;
-    match published {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no relay answered in {DELIVER:?}")),
-    }
+    published
 }
 
 async fn post(url: &str, message: &str) -> Result<(), String> {

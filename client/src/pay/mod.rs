@@ -20,6 +20,7 @@ mod request;
 use hashpit_mailbox::MailboxError;
 use nostr_sdk::RelayUrl;
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use crate::wallet::{Terms, Wallet, WalletError};
 pub use inbox::{Arrived, Outcome, collect};
@@ -113,11 +114,14 @@ pub struct Retried {
 
 /// Delivers what earlier payments could not.
 pub async fn deliver_waiting(wallet: &Wallet) -> Result<Vec<Retried>, PayError> {
-    let mut retried = Vec::new();
+    let mut deliveries = JoinSet::new();
     for payment in wallet.waiting_payments().await? {
-        let (id, unit, amount) = (payment.id.clone(), payment.unit.clone(), payment.amount);
-        let waits = delivery::deliver(wallet, payment).await.err();
-        retried.push(Retried { id, unit, amount, waits });
+        let wallet = wallet.clone();
+        deliveries.spawn(async move {
+            let (id, unit, amount) = (payment.id.clone(), payment.unit.clone(), payment.amount);
+            let waits = delivery::deliver(&wallet, payment).await.err();
+            Retried { id, unit, amount, waits }
+        });
     }
-    Ok(retried)
+    Ok(deliveries.join_all().await)
 }

@@ -412,13 +412,14 @@ impl Wallet {
         Ok(())
     }
 
+    /// cdk's recovery, and what it leaves in doubt where a swap was part of a send:
+    /// the mint knows.
     async fn resume_swaps_at(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
         forget_spent(cdk, self.reserved_by_sends(cdk).await?).await?;
         cdk.recover_incomplete_sagas().await?;
-        let (mint, unit) = (cdk.mint_url.clone(), cdk.unit.clone());
-        let pending = vec![State::Pending, State::Reserved, State::PendingSpent];
-        let pending = self.store.get_proofs(Some(mint), Some(unit), Some(pending), None).await?;
-        forget_spent(cdk, pending).await
+        let pending = [State::Pending, State::Reserved, State::PendingSpent];
+        forget_spent(cdk, self.proofs_at(cdk, &pending).await?).await?;
+        self.release_orphans(cdk).await
     }
 
     /// What unfinished sends reserve. cdk's recovery releases it, although the
@@ -434,6 +435,30 @@ impl Wallet {
             }
         }
         Ok(reserved)
+    }
+
+    /// Releases what is reserved for no operation any more: outputs of a swap
+    /// within a send that was undone.
+    async fn release_orphans(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
+        let operations = self.store.get_incomplete_sagas().await?;
+        let mut orphans = self.proofs_at(cdk, &[State::Reserved]).await?;
+        orphans.retain(|info| {
+            let owner = info.used_by_operation;
+            owner.is_none_or(|owner| operations.iter().all(|operation| operation.id != owner))
+        });
+        if !orphans.is_empty() {
+            cdk.unreserve_proofs(orphans.into_iter().map(|info| info.y).collect()).await?;
+        }
+        Ok(())
+    }
+
+    async fn proofs_at(
+        &self,
+        cdk: &CdkWallet,
+        states: &[State],
+    ) -> Result<Vec<ProofInfo>, cdk::Error> {
+        let (mint, unit) = (Some(cdk.mint_url.clone()), Some(cdk.unit.clone()));
+        Ok(self.store.get_proofs(mint, unit, Some(states.to_vec()), None).await?)
     }
 
     async fn choose(&self, unit: Option<&str>) -> Result<Balance, WalletError> {
@@ -480,9 +505,11 @@ impl Wallet {
             .localstore(self.store.clone())
             .seed(self.seed.to_bytes())
             .use_http_subscription()
-            .target_proof_count(1)
-            .build()?;
-        Ok(wallet)
+            .target_proof_count(1);
+        // cdk paces itself to 20 requests a minute, for public sat mints that cap
+        // their clients; a pool's mint does not.
+        let wallet = if pool.is_some() { wallet.without_rate_limiting() } else { wallet };
+        Ok(wallet.build()?)
     }
 
     /// The way to a mint: HTTP, or through the relays of the pool that runs it.

@@ -119,8 +119,9 @@ impl Mailbox {
         Ok(inbox)
     }
 
-    /// What the relays have stored of what matches, each event once. Waits for
-    /// the relays at most for `patience`; how many of them told all.
+    /// What the relays have stored of what matches, and this mailbox has not seen
+    /// before. Waits for the relays at most for `patience`; how many of them told
+    /// all.
     pub async fn fetch(
         &self,
         filter: Filter,
@@ -140,10 +141,13 @@ impl Mailbox {
         Ok((events.into_values().collect(), inbox.told.len()))
     }
 
-    /// Waits until every relay is connected, or, for at most `patience`, some.
-    pub async fn connected(&self, patience: Duration) {
+    /// Waits, for at most `patience`, until every relay is connected; how many
+    /// are.
+    pub async fn connected(&self, patience: Duration) -> usize {
         self.client.connect().await;
         self.client.wait_for_connection(patience).await;
+        let relays = self.client.pool().all_relays().await;
+        relays.values().filter(|relay| relay.is_connected()).count()
     }
 
     /// Publishes to every relay; returns once at least one has stored it.

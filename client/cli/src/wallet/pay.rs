@@ -82,15 +82,17 @@ pub async fn collect(wallet: &Wallet, options: args::Receive, json: bool) -> any
 fn line(token: &Arrived) -> String {
     let Arrived { from, unit, mint, amount, outcome, .. } = token;
     let Ok(from) = from.to_bech32();
-    let what = format!("{amount} ehash of {} from {from}", short_unit(unit));
+    // A stranger wrote it: no control characters on the terminal.
+    let unit = short_unit(unit).escape_debug().to_string();
+    let what = format!("{amount} ehash of {unit} from {from}");
     match outcome {
         Outcome::Received => format!("{what}: received."),
         Outcome::Spent => format!("{what}: spent already."),
         Outcome::UnknownMint => {
             format!("{what}: of the mint {mint}, which is new here; --any-mint receives it.")
         }
-        Outcome::Refused { reason } => format!("{what}: refused: {reason}."),
-        Outcome::Later { reason } => format!("{what}: not now: {reason}."),
+        Outcome::Refused { reason } => format!("{what}: refused: {}.", reason.escape_debug()),
+        Outcome::Later { reason } => format!("{what}: not now: {}.", reason.escape_debug()),
     }
 }
 
