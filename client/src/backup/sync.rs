@@ -281,7 +281,7 @@ impl Backup {
             let at = theirs.as_ref().map(|(at, _)| *at).unwrap_or_default();
             let at = Timestamp::now().max(at + 1).max(last + 1);
             let theirs = theirs.map(|(_, content)| content).unwrap_or_default();
-            let content = state::united(ours, theirs).encode();
+            let content = state::united(author, ours, theirs).encode();
             let event = self.seal(author, kind::WALLET, &content, at).await?;
             let record = record(&event, author, Body::Wallet { plaintext });
             let _lock = self.wallet.lock().await?;
