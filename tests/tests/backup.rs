@@ -6,11 +6,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use cdk::secret::Secret;
 use hashpit_client::Wallet;
 use hashpit_client::backup::{Backup, BackupError, FetchProgress, Finding, Found, Settings, fetch};
+use hashpit_nips::eh03::TokenContent;
+use hashpit_nips::kind;
 use hashpit_tests::bad_relay::{BadRelay, Fault};
 use hashpit_tests::house::{PoolHouse, RelayHouse, relay_and_pool};
-use nostr_sdk::RelayUrl;
+use nostr_sdk::{Client, EventBuilder, Keys, NostrSigner, RelayUrl, Timestamp};
 use tokio::sync::watch;
 
 /// A wallet with ehash, and who paid it.
@@ -271,4 +274,42 @@ async fn what_was_found_is_adopted_and_not_written_anew() {
     assert_eq!((synced.written, synced.deleted), (0, 0), "{synced:?}");
     assert!(backup.verify().await.unwrap().is_clean());
     bench.stop().await;
+}
+
+/// Token events of one proof each, as another wallet may have written them.
+async fn write_many(author: &Keys, relay: &BadRelay, count: u64) -> BTreeSet<String> {
+    let example = include_str!("../../nips/EH-03.md");
+    let example = example.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let mut content = TokenContent::decode(example).unwrap();
+    content.del.clear();
+    let client = Client::builder().signer(author.clone()).build();
+    client.add_relay(&relay.url).await.unwrap();
+    client.connect().await;
+    let mut secrets = BTreeSet::new();
+    for number in 0..count {
+        content.proofs[0].secret = Secret::new(format!("{number:064x}"));
+        secrets.insert(content.proofs[0].secret.to_string());
+        let plain = content.encode();
+        let sealed = author.nip44_encrypt(&author.public_key(), &plain).await.unwrap();
+        let event = EventBuilder::new(kind::TOKEN, sealed);
+        let event = event.custom_created_at(Timestamp::from(1_700_000_000 + number / 8));
+        client.send_event_builder(event).await.unwrap();
+    }
+    client.shutdown().await;
+    secrets
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_many_events_is_read_to_its_end_from_any_relay() {
+    let dir = tempfile::tempdir().unwrap();
+    let wallet = Wallet::create(dir.path(), [7; 16]).await.unwrap();
+    let relay = BadRelay::start(Fault::None).await.unwrap();
+    let written = write_many(&wallet.backup_keys(), &relay, 700).await;
+    let faults = [Fault::None, Fault::AtMost(50), Fault::HangsUp(90), Fault::Reorders];
+    for fault in faults.into_iter().chain([Fault::WantsAuth, Fault::AtMost(9)]) {
+        relay.set(fault);
+        let found = found(&wallet, std::slice::from_ref(&relay.url)).await;
+        assert_eq!(found.events.len(), 700, "{fault:?}");
+        assert_eq!(secrets(&found), written, "{fault:?}");
+    }
 }
