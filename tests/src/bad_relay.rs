@@ -171,7 +171,7 @@ fn take(state: &Mutex<State>, event: &Value) -> Value {
         Fault::Refuses => return ok(&event["id"], "blocked: not here"),
         Fault::Lies => return ok(&event["id"], ""),
         Fault::DropsDeletions if is_deletion => return ok(&event["id"], ""),
-        Fault::Loses(n) if state.taken % n == 0 => return ok(&event["id"], ""),
+        Fault::Loses(n) if state.taken.is_multiple_of(n) => return ok(&event["id"], ""),
         _ => {}
     }
     if is_deletion && state.fault != Fault::KeepsDeleted {

@@ -34,12 +34,13 @@ impl Bench {
         Self { relay, pool, wallet, friend }
     }
 
-    /// Pays one unit to the friend: some proofs die and others are born.
+    /// Pays one unit to the friend and gets one back: some proofs die and others
+    /// are born.
     async fn pay(&self) {
         let token = self.wallet.send(1, None).await.unwrap();
         self.friend.receive(&token.to_string()).await.unwrap();
-        // The next send learns that the token was received.
-        let token = self.wallet.send(1, None).await.unwrap();
+        let token = self.friend.send(1, None).await.unwrap();
+        // Looks after the first token before it takes the second.
         self.wallet.receive(&token.to_string()).await.unwrap();
     }
 
@@ -86,6 +87,8 @@ async fn what_the_wallet_holds_is_on_the_relays_and_nothing_else() {
     assert_eq!(first.ehash.pools[0].pool, bench.pool.key);
     assert_eq!(first.ehash.epochs[0].unit, bench.pool.epoch.id);
     assert_eq!((first.history.len(), first.stale.len()), (1, 0));
+    let shown = format!("{first:?}");
+    assert!(secrets(&first).iter().all(|secret| !shown.contains(secret)), "{shown}");
 
     for _ in 0..3 {
         bench.pay().await;

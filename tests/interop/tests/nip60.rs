@@ -85,7 +85,7 @@ async fn a_wallet_that_ndk_wrote_opens_here_and_is_not_overwritten() {
         let read = found(&wallet, &relay.url).await;
         assert_eq!(secrets(&read), strings(&theirs["secrets"]));
         assert!(read.unreadable.is_empty(), "{:?}", read.unreadable);
-        assert_eq!(read.identity.mints, [mint.url.clone()]);
+        assert_eq!(read.identity.mints, std::slice::from_ref(&mint.url));
         let key = read.identity.privkeys[0].to_secret_hex();
         assert_eq!(theirs["privkeys"], json!([key]));
 
