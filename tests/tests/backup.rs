@@ -316,3 +316,26 @@ async fn a_backup_of_many_events_is_read_to_its_end_from_any_relay() {
         assert_eq!(secrets(&found), written, "{fault:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_may_back_up_one_wallet_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(dir.path()).await;
+    let three = Three::start(Fault::None).await;
+    let other = Wallet::open(&dir.path().join("wallet")).await.unwrap();
+    let one = Backup::connect(&bench.wallet, three.settings()).unwrap();
+    let two = Backup::connect(&other, three.settings()).unwrap();
+    for _ in 0..3 {
+        bench.pay().await;
+        let (first, second) = tokio::join!(one.sync(), two.sync());
+        let written = first.unwrap().written + second.unwrap().written;
+        assert_eq!(written, 1, "one of them has written it");
+    }
+    one.sync().await.unwrap();
+    let verified = two.verify().await.unwrap();
+    assert!(verified.is_clean(), "{verified:?}");
+    assert!(verified.relays.iter().all(|finding| finding.unknown.is_empty()), "{verified:?}");
+    let whole = found(&bench.wallet, &three.settings().relays).await;
+    assert_eq!(amount(&whole), held(&bench.wallet).await);
+    bench.stop().await;
+}
