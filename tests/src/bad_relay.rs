@@ -19,7 +19,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub enum Fault {
     /// Not at all.
     None,
-    /// Says OK, and loses every n-th event a moment after.
+    /// Loses the first of every n events that it holds, whenever a connection
+    /// ends: what was there when it was read back is gone afterwards.
     Loses(usize),
     /// Says OK and stores nothing.
     Lies,
@@ -52,7 +53,6 @@ pub struct BadRelay {
 struct State {
     fault: Fault,
     events: Vec<Event>,
-    taken: usize,
 }
 
 impl BadRelay {
@@ -60,7 +60,7 @@ impl BadRelay {
     pub async fn start(fault: Fault) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("ws://{}", listener.local_addr()?).parse()?;
-        let state = Arc::new(Mutex::new(State { fault, events: Vec::new(), taken: 0 }));
+        let state = Arc::new(Mutex::new(State { fault, events: Vec::new() }));
         let stop = CancellationToken::new();
         tokio::spawn(serve(listener, Arc::clone(&state), stop.clone()));
         Ok(Self { url, state, _stop: stop.drop_guard() })
@@ -93,22 +93,33 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>, stop: Cancellati
             () = stop.cancelled() => return,
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { return };
-                sessions.spawn(session(stream, Arc::clone(&state)));
+                let state = Arc::clone(&state);
+                sessions.spawn(async move {
+                    session(stream, &state).await;
+                    lose(&state);
+                });
             }
         }
     }
 }
 
+fn lose(state: &Mutex<State>) {
+    let mut state = lock(state);
+    let Fault::Loses(n) = state.fault else { return };
+    let held = std::mem::take(&mut state.events);
+    state.events = (0..).zip(held).filter(|(at, _)| at % n != 0).map(|(_, event)| event).collect();
+}
+
 /// One connection, until either side is done with it.
-async fn session(stream: TcpStream, state: Arc<Mutex<State>>) {
+async fn session(stream: TcpStream, state: &Mutex<State>) {
     let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else { return };
     let (mut sent, mut published, mut authenticated) = (0, 0, false);
-    if lock(&state).fault == Fault::WantsAuth {
+    if lock(state).fault == Fault::WantsAuth {
         let _ = say(&mut socket, &json!(["AUTH", "prove it"])).await;
     }
     while let Some(Ok(message)) = socket.next().await {
         let Ok(message) = serde_json::from_slice::<Value>(&message.into_data()) else { continue };
-        let fault = lock(&state).fault;
+        let fault = lock(state).fault;
         let barred = fault == Fault::WantsAuth && !authenticated;
         let answers = match message[0].as_str() {
             Some("EVENT") => {
@@ -120,13 +131,13 @@ async fn session(stream: TcpStream, state: Arc<Mutex<State>>) {
                         published = 0;
                         ok(&message[1]["id"], "rate-limited: slow down")
                     }
-                    _ => take(&state, &message[1]),
+                    _ => take(state, &message[1]),
                 }]
             }
             Some("REQ") if barred => {
                 vec![json!(["CLOSED", message[1], "auth-required: who are you?"])]
             }
-            Some("REQ") => stored(&state, &message),
+            Some("REQ") => stored(state, &message),
             Some("AUTH") => {
                 authenticated = Event::from_json(message[1].to_string()).is_ok_and(|event| {
                     event.kind == Kind::Authentication && event.verify().is_ok()
@@ -164,14 +175,12 @@ fn take(state: &Mutex<State>, event: &Value) -> Value {
     let Ok(parsed) = Event::from_json(event.to_string()) else {
         return ok(&event["id"], "invalid: no event");
     };
-    state.taken += 1;
     let known = state.events.iter().any(|stored| stored.id == parsed.id);
     let is_deletion = parsed.kind == Kind::EventDeletion;
     match state.fault {
         Fault::Refuses => return ok(&event["id"], "blocked: not here"),
         Fault::Lies => return ok(&event["id"], ""),
         Fault::DropsDeletions if is_deletion => return ok(&event["id"], ""),
-        Fault::Loses(n) if state.taken.is_multiple_of(n) => return ok(&event["id"], ""),
         _ => {}
     }
     if is_deletion && state.fault != Fault::KeepsDeleted {

@@ -7,6 +7,7 @@
 //! | [`house`] | a relay and a pool on free loopback ports |
 //! | [`proxy_house`] | a proxy on free loopback ports |
 //! | [`process`] | child processes that do not outlive their test |
+//! | [`sat_mint`] | a mint of sats |
 //! | [`sv1_miner`] | a Stratum V1 CPU miner, to mine under a translator |
 //! | [`sv2_peer`] | a raw Sv2 client, well-behaved or not |
 
@@ -14,5 +15,6 @@ pub mod bad_relay;
 pub mod house;
 pub mod process;
 pub mod proxy_house;
+pub mod sat_mint;
 pub mod sv1_miner;
 pub mod sv2_peer;

@@ -6,11 +6,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use cdk::secret::Secret;
 use hashpit_client::Wallet;
 use hashpit_client::backup::{Backup, BackupError, FetchProgress, Finding, Found, Settings, fetch};
+use hashpit_nips::eh03::TokenContent;
+use hashpit_nips::kind;
 use hashpit_tests::bad_relay::{BadRelay, Fault};
 use hashpit_tests::house::{PoolHouse, RelayHouse, relay_and_pool};
-use nostr_sdk::RelayUrl;
+use nostr_sdk::{Client, EventBuilder, Keys, NostrSigner, RelayUrl, Timestamp};
 use tokio::sync::watch;
 
 /// A wallet with ehash, and who paid it.
@@ -31,12 +34,13 @@ impl Bench {
         Self { relay, pool, wallet, friend }
     }
 
-    /// Pays one unit to the friend: some proofs die and others are born.
+    /// Pays one unit to the friend and gets one back: some proofs die and others
+    /// are born.
     async fn pay(&self) {
         let token = self.wallet.send(1, None).await.unwrap();
         self.friend.receive(&token.to_string()).await.unwrap();
-        // The next send learns that the token was received.
-        let token = self.wallet.send(1, None).await.unwrap();
+        let token = self.friend.send(1, None).await.unwrap();
+        // Looks after the first token before it takes the second.
         self.wallet.receive(&token.to_string()).await.unwrap();
     }
 
@@ -83,6 +87,8 @@ async fn what_the_wallet_holds_is_on_the_relays_and_nothing_else() {
     assert_eq!(first.ehash.pools[0].pool, bench.pool.key);
     assert_eq!(first.ehash.epochs[0].unit, bench.pool.epoch.id);
     assert_eq!((first.history.len(), first.stale.len()), (1, 0));
+    let shown = format!("{first:?}");
+    assert!(secrets(&first).iter().all(|secret| !shown.contains(secret)), "{shown}");
 
     for _ in 0..3 {
         bench.pay().await;
@@ -270,5 +276,66 @@ async fn what_was_found_is_adopted_and_not_written_anew() {
     let synced = backup.sync().await.unwrap();
     assert_eq!((synced.written, synced.deleted), (0, 0), "{synced:?}");
     assert!(backup.verify().await.unwrap().is_clean());
+    bench.stop().await;
+}
+
+/// Token events of one proof each, as another wallet may have written them.
+async fn write_many(author: &Keys, relay: &BadRelay, count: u64) -> BTreeSet<String> {
+    let example = include_str!("../../nips/EH-03.md");
+    let example = example.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let mut content = TokenContent::decode(example).unwrap();
+    content.del.clear();
+    let client = Client::builder().signer(author.clone()).build();
+    client.add_relay(&relay.url).await.unwrap();
+    client.connect().await;
+    let mut secrets = BTreeSet::new();
+    for number in 0..count {
+        content.proofs[0].secret = Secret::new(format!("{number:064x}"));
+        secrets.insert(content.proofs[0].secret.to_string());
+        let plain = content.encode();
+        let sealed = author.nip44_encrypt(&author.public_key(), &plain).await.unwrap();
+        let event = EventBuilder::new(kind::TOKEN, sealed);
+        let event = event.custom_created_at(Timestamp::from(1_700_000_000 + number / 8));
+        client.send_event_builder(event).await.unwrap();
+    }
+    client.shutdown().await;
+    secrets
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_many_events_is_read_to_its_end_from_any_relay() {
+    let dir = tempfile::tempdir().unwrap();
+    let wallet = Wallet::create(dir.path(), [7; 16]).await.unwrap();
+    let relay = BadRelay::start(Fault::None).await.unwrap();
+    let written = write_many(&wallet.backup_keys(), &relay, 700).await;
+    let faults = [Fault::None, Fault::AtMost(50), Fault::HangsUp(90), Fault::Reorders];
+    for fault in faults.into_iter().chain([Fault::WantsAuth, Fault::AtMost(9)]) {
+        relay.set(fault);
+        let found = found(&wallet, std::slice::from_ref(&relay.url)).await;
+        assert_eq!(found.events.len(), 700, "{fault:?}");
+        assert_eq!(secrets(&found), written, "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_may_back_up_one_wallet_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(dir.path()).await;
+    let three = Three::start(Fault::None).await;
+    let other = Wallet::open(&dir.path().join("wallet")).await.unwrap();
+    let one = Backup::connect(&bench.wallet, three.settings()).unwrap();
+    let two = Backup::connect(&other, three.settings()).unwrap();
+    for _ in 0..3 {
+        bench.pay().await;
+        let (first, second) = tokio::join!(one.sync(), two.sync());
+        let written = first.unwrap().written + second.unwrap().written;
+        assert_eq!(written, 1, "one of them has written it");
+    }
+    one.sync().await.unwrap();
+    let verified = two.verify().await.unwrap();
+    assert!(verified.is_clean(), "{verified:?}");
+    assert!(verified.relays.iter().all(|finding| finding.unknown.is_empty()), "{verified:?}");
+    let whole = found(&bench.wallet, &three.settings().relays).await;
+    assert_eq!(amount(&whole), held(&bench.wallet).await);
     bench.stop().await;
 }

@@ -1,6 +1,7 @@
 //! Reads a backup from relays, whoever wrote it, and touches no wallet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ const WALLETS: Duration = Duration::from_secs(10);
 const QUEUE: usize = 256;
 
 /// What a backup held.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Found {
     /// The ehash wallet: pools, epochs, counters (the lowest of all relays).
     pub ehash: WalletContent,
@@ -46,6 +47,22 @@ pub struct Found {
     pub unreadable: BTreeMap<EventId, String>,
     /// Relays that could not be read to the end, and why.
     pub unread: BTreeMap<RelayUrl, String>,
+}
+
+/// Proofs are money: only their number is shown.
+impl fmt::Debug for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proofs: usize = self.tokens.values().map(Vec::len).sum();
+        f.debug_struct("Found")
+            .field("ehash", &self.ehash)
+            .field("identity", &self.identity)
+            .field("tokens", &format_args!("<{proofs} redacted>"))
+            .field("events", &self.events.len())
+            .field("stale", &self.stale.len())
+            .field("unreadable", &self.unreadable)
+            .field("unread", &self.unread)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A token event and where it was seen.

@@ -200,13 +200,14 @@ impl Relay {
         loop {
             let filter = Filter::new().author(author).kinds(kinds.iter().copied()).limit(limit);
             let filter = until.map_or_else(|| filter.clone(), |until| filter.clone().until(until));
-            let mut page = Page::new();
+            let (mut page, is_fresh) = (Page::new(), self.link.is_none());
             let asked = self.query(&filter, &mut page).await;
             let (mut oldest, mut news, size) = (Timestamp::max(), false, page.len());
             for event in page.into_values() {
                 let known = seen.contains(&event.id);
                 let wanted = event.pubkey == author && kinds.contains(&event.kind);
-                if !(known || wanted && event.verify().is_ok()) {
+                let sound = known || wanted && event.verify().is_ok();
+                if !sound {
                     damaged.insert(event.id);
                     continue;
                 }
@@ -218,8 +219,11 @@ impl Relay {
                 }
             }
             if let Err(error) = asked {
-                // It hangs up in the middle: it may manage half of that.
-                limit = size / 2;
+                // It hung up in the middle. If it did so on a new connection, it
+                // may manage half of that.
+                if is_fresh || size == 0 {
+                    limit = size / 2;
+                }
                 if limit == 0 {
                     return Err(error);
                 }

@@ -92,15 +92,17 @@ pub(super) fn contents(
     let mut contents = BTreeMap::from([(Author::Ehash, state)]);
     if !sat_mints.is_empty() {
         let privkeys = vec![wallet.seed().nostr_keys(account::NUTZAP).secret_key().clone()];
-        let sats = WalletContent { mints: sat_mints, privkeys, ..WalletContent::default() };
+        let (mints, relays) = (sat_mints, settings.relays.clone());
+        let sats = WalletContent { mints, privkeys, relays, ..WalletContent::default() };
         contents.insert(Author::Identity, sats);
     }
     contents
 }
 
 /// `ours`, with what else the relays have: it may be another wallet's. A key
-/// for nutzaps that is there already stays the only one.
-pub(super) fn united(ours: WalletContent, theirs: WalletContent) -> WalletContent {
+/// for nutzaps that is there already stays the only one. The relays of ehash are
+/// ours to set; those of the identity may serve another wallet.
+pub(super) fn united(author: Author, ours: WalletContent, theirs: WalletContent) -> WalletContent {
     let mut united = ours;
     if !theirs.privkeys.is_empty() {
         united.privkeys.clear();
@@ -111,7 +113,10 @@ pub(super) fn united(ours: WalletContent, theirs: WalletContent) -> WalletConten
     let epochs = theirs.epochs.iter().filter(|epoch| !known(epoch.unit)).cloned().collect();
     let known = |pool| united.pools.iter().any(|ours| ours.pool == pool);
     let pools = theirs.pools.iter().filter(|pool| !known(pool.pool)).cloned().collect();
-    let relays = Vec::new();
+    let relays = match author {
+        Author::Ehash => Vec::new(),
+        Author::Identity => theirs.relays.clone(),
+    };
     united.merge(WalletContent { counters, epochs, pools, relays, ..theirs });
     united
 }

@@ -267,7 +267,8 @@ impl Backup {
             if before.is_some_and(|(_, before)| before == plaintext) {
                 continue;
             }
-            let last = before.map(|(record, _)| record.created_at).unwrap_or_default();
+            let before = before.map(|(record, _)| (record.id, record.created_at));
+            let last = before.map(|(_, at)| at).unwrap_or_default();
             let signer = self.signers.of(author);
             let (theirs, answered) = newest_wallet(&signer, &self.settings.relays).await;
             if answered < self.settings.needed() {
@@ -281,11 +282,15 @@ impl Backup {
             let at = theirs.as_ref().map(|(at, _)| *at).unwrap_or_default();
             let at = Timestamp::now().max(at + 1).max(last + 1);
             let theirs = theirs.map(|(_, content)| content).unwrap_or_default();
-            let content = state::united(ours, theirs).encode();
+            let content = state::united(author, ours, theirs).encode();
             let event = self.seal(author, kind::WALLET, &content, at).await?;
             let record = record(&event, author, Body::Wallet { plaintext });
             let _lock = self.wallet.lock().await?;
             let mut book = self.wallet.backup_book().await?;
+            if book.wallet(author).map(|(record, _)| record.id) != before.map(|(id, _)| id) {
+                // Another process was faster; of two, relays would keep either.
+                continue;
+            }
             self.wallet.save_event(&event).await?;
             book.add(record);
             book.sweep(&self.settings);

@@ -203,3 +203,19 @@ async fn a_second_keyset_for_an_epoch_is_refused_and_an_older_word_is_ignored() 
         assert_eq!(balances[0].mint, format!("http://localhost:{port}/ehash"));
     }
 }
+
+#[tokio::test]
+async fn the_counter_that_is_backed_up_never_passes_a_blank_that_the_pool_has() {
+    let (dir, mint) = (tempfile::tempdir().unwrap(), Mint::new(1));
+    let (wallet, blanks) = with_blanks(dir.path(), &mint).await;
+    let keyset = mint.announced.keyset.id;
+    assert_eq!(wallet.backup_state().await.unwrap().counters, []);
+    wallet.apply(mint.batch(0, &[8, 1], &blanks)).await.unwrap();
+    let state = wallet.backup_state().await.unwrap();
+    assert_eq!(state.counters, [(keyset, 2)], "14 blanks are out from there on");
+    assert_eq!((state.epochs[0].batches, state.epochs[0].received), (1, HashUnits::new(9)));
+    assert_eq!(state.mints, std::slice::from_ref(&mint.announced.mint));
+    // Out of order: the pool may sign the blanks between.
+    wallet.apply(mint.batch(2, &[4], &blanks[9..])).await.unwrap();
+    assert_eq!(wallet.backup_state().await.unwrap().counters, [(keyset, 2)]);
+}

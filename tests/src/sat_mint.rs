@@ -1,0 +1,65 @@
+//! A mint of sats, on a free loopback port: cdk's, with tokens issued directly
+//! instead of for Lightning payments.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cdk::Mint;
+use cdk::dhke::{blind_message, construct_proofs};
+use cdk::mint_url::MintUrl;
+use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, Token};
+use cdk::secret::Secret;
+use hashpit_nips::Seed;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Amounts are powers of two up to 2^20 sats.
+const MAX_BITS: u32 = 20;
+
+/// A running mint.
+pub struct SatMint {
+    /// Where it answers.
+    pub url: MintUrl,
+    mint: Arc<Mint>,
+    keyset: Id,
+    _stop: DropGuard,
+}
+
+impl SatMint {
+    /// Starts a mint that keeps its books in `dir`. Its keyset has an id of
+    /// version 1, which older wallets read.
+    pub async fn start(dir: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let seed = Seed::from_entropy(&[3; 16]);
+        let (mint, _) = hashpit_pool::mint::open(dir, &seed, "sats", &url).await?;
+        let amounts = (0..=MAX_BITS).map(|bit| 1 << bit).collect();
+        let keyset = mint.rotate_keyset(CurrencyUnit::Sat, amounts, 0, false, None).await?.id;
+        let router = cdk_axum::create_mint_router(Arc::clone(&mint), Vec::new()).await?;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        tokio::spawn(
+            async move { axum::serve(listener, router).with_graceful_shutdown(stopped).await },
+        );
+        Ok(Self { url: MintUrl::from_str(&url)?, mint, keyset, _stop: stop.drop_guard() })
+    }
+
+    /// A new token of `amount` sats, below 2^21.
+    pub async fn token(&self, amount: u64) -> anyhow::Result<Token> {
+        let keys = self.mint.keyset(&self.keyset).map(|keyset| keyset.keys);
+        let keys = keys.ok_or_else(|| anyhow::anyhow!("the mint has lost its keyset"))?;
+        let (mut outputs, mut rs, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
+        for bit in (0..=MAX_BITS).filter(|bit| amount & (1 << bit) != 0) {
+            let secret = Secret::generate();
+            let (blinded, r) = blind_message(&secret.to_bytes(), None)?;
+            outputs.push(BlindedMessage::new((1 << bit).into(), self.keyset, blinded));
+            rs.push(r);
+            secrets.push(secret);
+        }
+        let signatures = self.mint.blind_sign(outputs).await?;
+        let proofs = construct_proofs(signatures, rs, secrets, &keys)?;
+        Ok(Token::new(self.url.clone(), proofs, None, CurrencyUnit::Sat))
+    }
+}
