@@ -30,7 +30,7 @@ async fn a_backup_is_set_once_and_can_be_verified_and_repaired() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let (relay, pool) = relay_and_pool(dir).await.unwrap();
-    let wallet = Wallet::create(&dir.join("wallet"), [7; 16]).await.unwrap();
+    let wallet = Wallet::open_or_create(&dir.join("wallet"), || [7; 16]).await.unwrap();
     pool.pay_for_work(&wallet, &relay).await.unwrap();
     let other = BadRelay::start(Fault::None).await.unwrap();
 
