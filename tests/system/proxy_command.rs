@@ -64,8 +64,8 @@ async fn a_device_earns_ehash_for_the_wallet() {
     until("ehash", async || (balance(&home) == due).then_some(())).await;
     let report = until("report", async || {
         let output = proxy.output();
-        let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["shares"] == 10).last()
+        let mut lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.rfind(|line| line["shares"] == 10)
     });
     let report = report.await;
     assert_eq!(report["workers"][0]["worker"], "garage", "{report}");

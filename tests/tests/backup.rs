@@ -305,7 +305,7 @@ async fn write_many(author: &Keys, relay: &BadRelay, count: u64) -> BTreeSet<Str
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_of_many_events_is_read_to_its_end_from_any_relay() {
     let dir = tempfile::tempdir().unwrap();
-    let wallet = Wallet::create(dir.path(), [7; 16]).await.unwrap();
+    let wallet = Wallet::open_or_create(dir.path(), || [7; 16]).await.unwrap();
     let relay = BadRelay::start(Fault::None).await.unwrap();
     let written = write_many(&wallet.backup_keys(), &relay, 700).await;
     let faults = [Fault::None, Fault::AtMost(50), Fault::HangsUp(90), Fault::Reorders];

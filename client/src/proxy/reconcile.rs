@@ -90,7 +90,7 @@ impl Reconciler {
         let expected = expected.checked_sub(then.in_flight).ok()?;
         let stated = statement.work.checked_sub(before.work).unwrap_or(Work::ZERO);
         let shrunk = statement.work < before.work;
-        (stated < expected || shrunk).then(|| Shortfall {
+        (stated < expected || shrunk).then_some(Shortfall {
             unit: statement.unit,
             acknowledged: expected,
             stated,

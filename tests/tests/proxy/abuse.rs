@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 
+use hashpit_client::proxy::Settings;
+use hashpit_tests::proxy_house::{ProxyHouse, address};
 use hashpit_tests::sv1_miner::Sv1Miner;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::{pool, proxy, within_patience};
+use crate::{miner, pool, proxy, within_patience};
 
 /// Sends bytes, and returns what was answered by the time that the proxy hung
 /// up.
@@ -88,6 +90,25 @@ async fn mistakes_are_answered_with_an_error_and_no_more() {
     assert_eq!(codes, [Some(20), Some(24), None, Some(25), None, Some(21), None], "{answers:?}");
     let ids: Vec<_> = answers.iter().map(|answer| answer["id"].as_u64()).collect();
     assert_eq!(ids, [Some(1), Some(5), Some(2), Some(5), Some(3), Some(4), None]);
+    proxy.stop().await.unwrap();
+    pool.stop().await.unwrap();
+}
+
+/// It asks and asks, and reads nothing of what it is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_does_not_read_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path()).await;
+    let settings = Settings {
+        write_timeout_secs: 1,
+        max_lines_per_second: u32::MAX,
+        ..ProxyHouse::settings()
+    };
+    let proxy = ProxyHouse::start(vec![address(&pool).unwrap()], miner(), settings).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.sv1).await.unwrap();
+    let requests = "{\"id\":1,\"method\":\"mining.ping\",\"params\":[]}\n".repeat(1_000);
+    let dropped = async { while stream.write_all(requests.as_bytes()).await.is_ok() {} };
+    within_patience(dropped).await;
     proxy.stop().await.unwrap();
     pool.stop().await.unwrap();
 }

@@ -5,6 +5,7 @@
 mod abuse;
 mod devices;
 mod outages;
+mod statements;
 mod sv1;
 mod verdicts;
 

@@ -8,6 +8,8 @@ use hashpit_tests::house::PoolHouse;
 use hashpit_tests::process::free_port;
 use hashpit_tests::proxy_house::{ProxyHouse, address};
 use hashpit_tests::sv1_miner::{Handshake, Sv1Miner};
+use hashpit_tests::sv2_peer::{Channel, Sv2Peer};
+use stratum_apps::stratum_core::parsers_sv2::MiningOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +97,53 @@ async fn an_sv2_device_never_notices() {
     let books = proxy.monitor.books();
     let totals = pool.monitor.status().totals;
     assert!(totals.work >= books.acknowledged, "{totals:?} {books:?}");
+    proxy.stop().await.unwrap();
+    pool.stop().await.unwrap();
+}
+
+/// Mines shares on an extended channel until one has been accepted.
+async fn accepted(peer: &mut Sv2Peer, channel: &mut Channel) {
+    let share = channel.mine().unwrap();
+    peer.send_mining(share.message()).await.unwrap();
+    loop {
+        match peer.next_mining().await.unwrap() {
+            MiningOwned::SubmitSharesSuccess(m) => {
+                assert_eq!((m.channel_id, m.new_submits_accepted_count), (channel.id, 1));
+                return;
+            }
+            MiningOwned::SubmitSharesError(m) => panic!("{m:?}"),
+            other => channel.follow(&other),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn extended_channels_get_another_prefix_and_keep_their_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path()).await;
+    let proxy = proxy(&pool).await;
+    let mut peer = Sv2Peer::ready(proxy.sv2).await.unwrap();
+    let mut first = peer.open_extended("anyone.first", 1.0).await.unwrap().unwrap();
+    accepted(&mut peer, &mut first).await;
+
+    let pool = restarted(pool, dir.path()).await;
+    let before = std::mem::take(&mut first.extranonce_prefix);
+    (first.tip, first.jobs) = (None, Default::default());
+    while first.tip.is_none() {
+        match peer.next_mining().await.unwrap() {
+            MiningOwned::SetExtranoncePrefix(m) => {
+                assert_eq!(m.channel_id, first.id);
+                first.extranonce_prefix = m.extranonce_prefix.as_bytes().to_vec();
+            }
+            other => first.follow(&other),
+        }
+    }
+    assert_eq!(first.extranonce_prefix.len(), before.len());
+    assert_ne!(first.extranonce_prefix, before);
+    accepted(&mut peer, &mut first).await;
+    assert_eq!(pool.monitor.status().totals.shares, 2);
+    assert_eq!(proxy.monitor.books().shares, 2);
+    assert_eq!(proxy.monitor.status().workers[0].worker, "first");
     proxy.stop().await.unwrap();
     pool.stop().await.unwrap();
 }

@@ -13,11 +13,13 @@
 //! | `difficulty` | difficulty ↔ target, in integers |
 //! | `feed` | a channel with its shares |
 //! | `aggregate` | one channel for all devices |
+//! | `allowance` | how many lines a device may send |
 //! | `judge` | what the proxy can say of a share |
 //! | `vardiff` | a device's own target, where devices are aggregated |
 //! | `session` | one device |
 
 mod aggregate;
+mod allowance;
 mod difficulty;
 mod feed;
 mod judge;

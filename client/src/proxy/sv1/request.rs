@@ -43,6 +43,8 @@ pub(super) enum Call {
 pub(super) struct Configure {
     /// The bits of the version that the device can roll, if it asks for that.
     pub(super) version_rolling: Option<u32>,
+    /// How many of them it needs.
+    pub(super) min_bits: u32,
     /// The difficulty that it wants at least.
     pub(super) minimum_difficulty: Option<f64>,
     pub(super) subscribe_extranonce: bool,
@@ -125,6 +127,8 @@ fn configure(params: &[Value]) -> Option<Configure> {
             "version-rolling" => {
                 let mask = options.get("version-rolling.mask").and_then(Value::as_str);
                 asked.version_rolling = Some(mask.map_or(Some(u32::MAX), hex_u32)?);
+                let bits = options.get("version-rolling.min-bit-count");
+                asked.min_bits = number(bits).map_or(0, |bits| bits as u32);
             }
             "minimum-difficulty" => {
                 asked.minimum_difficulty = number(options.get("minimum-difficulty.value"));
@@ -175,7 +179,7 @@ fn hex_u32(digits: &str) -> Option<u32> {
 /// At most 32 bytes.
 pub(super) fn unhex(digits: &str) -> Option<Vec<u8>> {
     let digits = digits.as_bytes();
-    if digits.len() > 64 || digits.len() % 2 != 0 {
+    if digits.len() > 64 || !digits.len().is_multiple_of(2) {
         return None;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16);
@@ -227,6 +231,7 @@ mod tests {
         );
         let expected = Configure {
             version_rolling: Some(0x1fff_e000),
+            min_bits: 2,
             minimum_difficulty: Some(2048.0),
             subscribe_extranonce: true,
             info: true,
