@@ -65,6 +65,7 @@ fn the_examples_mean_what_the_draft_says() {
     assert_eq!((ehash.pools.len(), ehash.pools[0].relays.len()), (1, 1));
     assert_eq!((ehash.epochs[0].batches, ehash.epochs[0].received.get()), (17, 91_250));
     assert_eq!(ehash.counters, [(ehash.epochs[0].keyset, 153)]);
+    assert_eq!((ehash.held.len(), ehash.held[0].amount), (1, 91_250));
     assert!(ehash.other.is_empty());
     let history = HistoryContent::decode(&examples[3]).unwrap();
     assert_eq!((history.direction, history.amount), (Direction::In, 9));
@@ -85,6 +86,7 @@ fn tags_that_do_not_parse_are_kept_as_they_were() {
         ["mint", "no url"],
         ["counter", "012e", "-1"],
         ["epoch", "sat"],
+        ["held", "https://mint.example", "sat", "all"],
         ["pool", "f930"],
         ["mint"],
         [],
@@ -92,7 +94,7 @@ fn tags_that_do_not_parse_are_kept_as_they_were() {
         ["relay", "https://not.a.relay"]
     ]);
     let content = WalletContent::decode(&strange.to_string()).unwrap();
-    assert_eq!(content.other.len(), 8);
+    assert_eq!(content.other.len(), 9);
     assert_eq!(again(&strange.to_string()), strange);
 }
 
@@ -101,10 +103,12 @@ fn merging_takes_the_lower_counter_the_later_epoch_and_both_of_all_else() {
     let text = examples()[2].to_string();
     let ours = WalletContent::decode(&text).unwrap();
     let theirs = text.replace("\"153\"", "\"60\"").replace("\"17\"", "\"18\"");
+    let theirs = theirs.replace("_840000\", \"91250\"", "_840000\", \"91251\"");
     let theirs = WalletContent::decode(&theirs.replace("relay.example", "other.example")).unwrap();
     let mut merged = ours.clone();
     merged.merge(theirs.clone());
     assert_eq!((merged.counters[0].1, merged.epochs[0].batches), (60, 18));
+    assert_eq!((merged.held.len(), merged.held[0].amount), (1, 91_251));
     assert_eq!((merged.epochs.len(), merged.relays.len(), merged.mints.len()), (1, 2, 1));
     assert_eq!((merged.pools.len(), merged.pools[0].relays.len()), (1, 2));
     let mut other_way = theirs;

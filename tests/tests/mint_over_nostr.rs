@@ -16,6 +16,7 @@ use cdk::wallet::WalletBuilder;
 use cdk_sqlite::wallet::WalletSqliteDatabase;
 use hashpit_client::Wallet;
 use hashpit_client::mint::{Line, Route};
+use hashpit_client::wallet::{MintUrl, Remains};
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::eh07::{self, Method, Request, RequestId, Response};
 use hashpit_nips::{WorkBits, kind};
@@ -88,6 +89,18 @@ async fn ehash_changes_hands_without_a_route_to_the_mint() {
     assert_eq!(held(&payer).await, (whole - whole / 2 - 2, 1));
     payee.receive(&rest).await.unwrap();
     assert_eq!(held(&payee).await.0, whole / 2 + 2);
+
+    // From the words, without any proof that a relay would have kept.
+    let again = Wallet::create(&dir.join("again"), payee.seed().clone(), None).await.unwrap();
+    let again = again.with_route(Route::Nostr).with_relays(vec![relay.url.clone()]);
+    let mint: MintUrl = pool.mint_url.parse().unwrap();
+    let pools = [(mint.clone(), pool.key)].into();
+    let remains = Remains { mints: [mint].into(), pools, ..Remains::default() };
+    let begun = Instant::now();
+    let report = again.restore(&remains, &|_| ()).await.unwrap();
+    println!("restored in {:?}", begun.elapsed());
+    assert!(report.values().all(|found| found.unverified.is_none()), "{report:?}");
+    assert_eq!(held(&again).await, (whole / 2 + 2, 0));
     pool.stop().await.unwrap();
     relay.stop().await.unwrap();
 }

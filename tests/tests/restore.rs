@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hashpit_client::Wallet;
+use hashpit_client::backup::{self, Backup, FetchProgress, Settings};
 use hashpit_client::issuance::{self, Progress, Until};
 use hashpit_client::wallet::{Remains, What};
 use hashpit_nips::HashUnits;
@@ -111,6 +113,39 @@ async fn history_tells_claims_tokens_and_what_was_taken_back() {
     let history = wallet.history().await.unwrap();
     let claimed = history.iter().filter(|entry| entry.what == What::Claimed);
     assert_eq!(claimed.map(|entry| entry.amount).sum::<u64>(), earned);
+    pool.stop().await.unwrap();
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_relay_has_lost_is_asked_of_the_mint() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (relay, pool) = relay_and_pool(dir).await.unwrap();
+    let lost = wallet(&dir.join("lost")).await;
+    let settings = Settings { relays: vec![relay.url.clone()], quorum: None };
+    lost.set_backup_settings(&settings).await.unwrap();
+    pool.pay_for_work(&lost, &relay).await.unwrap();
+    Backup::connect(&lost, settings).unwrap().sync().await.unwrap();
+    let due = held(&lost).await;
+    let seed = lost.seed().clone();
+
+    for kept in [usize::MAX, 1, 0] {
+        let (progress, _) = watch::channel(FetchProgress::default());
+        let ehash = Arc::new(lost.backup_keys());
+        let relays = [relay.url.clone()];
+        let mut found = backup::fetch(ehash, lost.signer(), &relays, progress).await.unwrap();
+        found.tokens.values_mut().for_each(|proofs| proofs.truncate(kept));
+        let again = dir.join(kept.to_string());
+        let restored = Wallet::create(&again, seed.clone(), None).await.unwrap();
+        let remains = Remains::of(&found);
+        assert!(
+            remains.counters.values().any(|counter| *counter > 0),
+            "there is something to skip"
+        );
+        restored.restore(&remains, &|_| ()).await.unwrap();
+        assert_eq!(held(&restored).await, due, "{kept} proofs kept");
+    }
     pool.stop().await.unwrap();
     relay.stop().await.unwrap();
 }

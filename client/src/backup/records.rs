@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cdk::nuts::{Proof, State};
+use hashpit_nips::eh03::HeldTag;
 use nostr_sdk::{Event, EventId, JsonUtil, RelayUrl, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,20 @@ pub(super) struct Trouble {
 pub(super) struct Live {
     pub(super) coins: BTreeMap<Y, Coin>,
     pub(super) proofs: BTreeMap<Y, Proof>,
+}
+
+impl Live {
+    /// What there is of each unit at each mint.
+    pub(super) fn held(&self) -> Vec<HeldTag> {
+        let mut amounts: BTreeMap<_, u64> = BTreeMap::new();
+        for (y, coin) in &self.coins {
+            let amount = self.proofs.get(y).map_or(0, |proof| u64::from(proof.amount));
+            let sum = amounts.entry(coin.purse.clone()).or_default();
+            *sum = sum.saturating_add(amount);
+        }
+        let tag = |((mint, unit), amount)| HeldTag { mint, unit, amount };
+        amounts.into_iter().map(tag).collect()
+    }
 }
 
 impl Record {

@@ -117,6 +117,8 @@ pub(super) fn united(author: Author, ours: WalletContent, theirs: WalletContent)
         Author::Ehash => Vec::new(),
         Author::Identity => theirs.relays.clone(),
     };
-    united.merge(WalletContent { counters, epochs, pools, relays, ..theirs });
+    // What we do not hold any more is gone.
+    let held = Vec::new();
+    united.merge(WalletContent { counters, epochs, pools, relays, held, ..theirs });
     united
 }

@@ -91,11 +91,12 @@ impl Backup {
     /// the signer works; whoever was faster makes us plan anew.
     async fn prepare(&self) -> Result<Prepared, BackupError> {
         for _ in 0..ATTEMPTS {
-            let (book, live, state) = {
+            let (book, live, mut state) = {
                 let _lock = self.wallet.lock().await?;
                 let book = self.wallet.backup_book().await?;
                 (book, self.wallet.live_proofs().await?, self.wallet.gather_state().await?)
             };
+            state.held = live.held();
             let sats = live.coins.values().map(|coin| &coin.purse);
             let sats = sats.filter(|(_, unit)| *unit == CurrencyUnit::Sat);
             let sat_mints: BTreeSet<_> = sats.map(|(mint, _)| mint.clone()).collect();

@@ -19,6 +19,7 @@ use cdk_common::wallet::ProofInfo;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use hashpit_nips::EpochId;
 use hashpit_nips::eh02::MAX_BLANKS;
+use hashpit_nips::eh03::HeldTag;
 use nostr_sdk::PublicKey;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,9 @@ pub struct Remains {
     /// For each keyset the NUT-13 counter below which nothing is missing in
     /// `proofs`.
     pub counters: BTreeMap<Id, u32>,
+    /// What `proofs` came to when they were backed up. A relay that gives less
+    /// has lost some, and then `counters` say nothing.
+    pub held: BTreeMap<(MintUrl, CurrencyUnit), u64>,
 }
 
 impl Remains {
@@ -59,6 +63,10 @@ impl Remains {
         let mut remains = Self { proofs: found.tokens.clone(), ..Self::default() };
         remains.mints.extend(found.ehash.mints.iter().chain(&found.identity.mints).cloned());
         remains.counters.extend(found.ehash.counters.iter().copied());
+        for HeldTag { mint, unit, amount } in found.ehash.held.iter().cloned() {
+            remains.mints.insert(mint.clone());
+            remains.held.insert((mint, unit), amount);
+        }
         for epoch in &found.ehash.epochs {
             remains.mints.insert(epoch.mint.clone());
             remains.pools.insert(epoch.mint.clone(), epoch.unit.pool);
@@ -171,11 +179,32 @@ impl Wallet {
             let candidates = candidates.collect();
             self.admit(mint, unit, candidates, &connector, &mut report, progress).await?;
         }
+        let lacking = self.lacking(mint, remains).await?;
         for info in keysets {
-            let from = remains.counters.get(&info.id).copied().unwrap_or(0);
+            let known = remains.counters.get(&info.id).copied().unwrap_or(0);
+            let from = if lacking.contains(&info.unit) { 0 } else { known };
             self.restore_keyset(mint, &info, from, &connector, &mut report, progress).await?;
         }
         Ok(report)
+    }
+
+    /// Units of which less is unspent here than the relays once held.
+    async fn lacking(
+        &self,
+        mint: &MintUrl,
+        remains: &Remains,
+    ) -> Result<HashSet<CurrencyUnit>, WalletError> {
+        let mut lacking = HashSet::new();
+        for ((_, unit), held) in remains.held.iter().filter(|((at, _), _)| at == mint) {
+            let here = self.store.get_proofs(Some(mint.clone()), Some(unit.clone()), None, None);
+            let here = here.await?.into_iter().filter(|info| info.state != State::Spent);
+            let here: u64 = here.map(|info| u64::from(info.proof.amount)).sum();
+            if here < *held {
+                tracing::info!(%unit, held, here, "the relays have less than was backed up");
+                lacking.insert(unit.clone());
+            }
+        }
+        Ok(lacking)
     }
 
     async fn restore_keyset(

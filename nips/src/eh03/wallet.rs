@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use cashu::{Id, MintUrl};
+use cashu::{CurrencyUnit, Id, MintUrl};
 use nostr::{PublicKey, RelayUrl, SecretKey};
 
 use super::PlaintextError;
@@ -28,6 +28,9 @@ pub struct WalletContent {
     pub counters: Vec<(Id, u32)>,
     /// `epoch`: how far the issuance of each epoch has come.
     pub epochs: Vec<EpochTag>,
+    /// `held`: what the token events are worth together, by mint and unit. A
+    /// restore that finds less asks the mint for every counter.
+    pub held: Vec<HeldTag>,
     /// `relay`: the relays that hold this backup.
     pub relays: Vec<RelayUrl>,
     /// Tags of other makes.
@@ -60,6 +63,17 @@ pub struct EpochTag {
     pub received: HashUnits,
 }
 
+/// `["held", <mint URL>, <unit>, <amount>]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldTag {
+    /// The mint.
+    pub mint: MintUrl,
+    /// The unit.
+    pub unit: CurrencyUnit,
+    /// What all token events of both are worth, in the unit.
+    pub amount: u64,
+}
+
 impl WalletContent {
     /// The JSON to be sealed.
     pub fn encode(&self) -> String {
@@ -73,6 +87,7 @@ impl WalletContent {
         tags.extend(self.epochs.iter().map(EpochTag::encode));
         let counters = self.counters.iter();
         tags.extend(counters.map(|(id, next)| tag("counter", [id.to_string(), next.to_string()])));
+        tags.extend(self.held.iter().map(HeldTag::encode));
         tags.extend(self.relays.iter().map(|relay| tag("relay", [relay])));
         tags.extend(self.other.iter().cloned());
         serde_json::to_string(&tags).expect("strings are JSON")
@@ -91,7 +106,8 @@ impl WalletContent {
     }
 
     /// Unites with what another event of the same wallet says: of a counter the
-    /// lower, of an epoch what came further, of all else both.
+    /// lower, of what is held the more, of an epoch what came further, of all else
+    /// both.
     pub fn merge(&mut self, other: Self) {
         unite(&mut self.mints, other.mints);
         unite(&mut self.privkeys, other.privkeys);
@@ -107,6 +123,13 @@ impl WalletContent {
             match self.counters.iter_mut().find(|(ours, _)| *ours == id) {
                 Some((_, ours)) => *ours = theirs.min(*ours),
                 None => self.counters.push((id, theirs)),
+            }
+        }
+        for theirs in other.held {
+            let same = |ours: &&mut HeldTag| ours.mint == theirs.mint && ours.unit == theirs.unit;
+            match self.held.iter_mut().find(same) {
+                Some(ours) => ours.amount = ours.amount.max(theirs.amount),
+                None => self.held.push(theirs),
             }
         }
         for theirs in other.epochs {
@@ -131,6 +154,11 @@ impl WalletContent {
                 let relays = relays.collect::<Option<_>>()?;
                 self.pools.push(PoolTag { pool: PublicKey::from_hex(pool).ok()?, relays });
             }
+            ("held", [mint, unit, amount]) => self.held.push(HeldTag {
+                mint: mint.parse().ok()?,
+                unit: unit.parse().ok()?,
+                amount: decimal(amount)?,
+            }),
             ("epoch", values) => self.epochs.push(EpochTag::decode(values)?),
             _ => return None,
         }
@@ -155,6 +183,13 @@ impl EpochTag {
             batches: decimal(batches)?,
             received: HashUnits::new(decimal(received)?),
         })
+    }
+}
+
+impl HeldTag {
+    fn encode(&self) -> Vec<String> {
+        let values: [&dyn Display; 3] = [&self.mint, &self.unit, &self.amount];
+        tag("held", values)
     }
 }
 

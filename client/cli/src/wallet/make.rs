@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use hashpit_client::Wallet;
 use hashpit_client::backup::{self, Backup, FetchProgress, Found};
+use hashpit_client::mint::Route;
 use hashpit_client::wallet::{Remains, RestoreStep, RestoredAt};
 use hashpit_nips::{Seed, seed_file};
 use indicatif::ProgressBar;
@@ -46,7 +47,12 @@ pub async fn init(dir: &Path, options: args::Init, json: bool) -> anyhow::Result
 }
 
 /// `hashpit wallet restore`.
-pub async fn restore(dir: &Path, options: args::Restore, json: bool) -> anyhow::Result<()> {
+pub async fn restore(
+    dir: &Path,
+    options: args::Restore,
+    via: Route,
+    json: bool,
+) -> anyhow::Result<()> {
     if options.relays.is_empty() && options.mints.is_empty() {
         bail!("where from? name a relay with --relay <url>, or a mint with --mint <url>");
     }
@@ -56,6 +62,7 @@ pub async fn restore(dir: &Path, options: args::Restore, json: bool) -> anyhow::
     if let Some(uri) = &options.signer {
         wallet.use_remote_signer(uri).await?;
     }
+    let wallet = wallet.with_route(via).with_relays(options.relays.clone());
     let found = from_relays(&wallet, &options.relays, json).await?;
     let mut remains = found.as_ref().map(Remains::of).unwrap_or_default();
     remains.mints.extend(options.mints);

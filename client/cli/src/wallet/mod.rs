@@ -36,7 +36,7 @@ pub async fn run(
     let (json, via) = (options.json, options.via);
     match options.command {
         WalletCommand::Init(options) => return make::init(&dir, options, json).await,
-        WalletCommand::Restore(options) => return make::restore(&dir, options, json).await,
+        WalletCommand::Restore(options) => return make::restore(&dir, options, via, json).await,
         _ => {}
     }
     let wallet = open(&dir).await?.with_route(via);

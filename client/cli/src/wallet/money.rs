@@ -28,6 +28,19 @@ pub async fn balance(wallet: &Wallet, json: bool) -> anyhow::Result<()> {
         table.add_row([grouped(amount), grouped(pending), short_unit(&unit), state, mint]);
     }
     terminal::print(&table);
+    say_if_unsafe(wallet).await
+}
+
+/// Says if the backup is not what it should be.
+async fn say_if_unsafe(wallet: &Wallet) -> anyhow::Result<()> {
+    let settings = wallet.backup_settings().await?;
+    if settings.relays.is_empty() {
+        println!("\nNot backed up: `hashpit wallet backup --relay <url>` names relays for it.");
+        return Ok(());
+    }
+    if !Backup::connect(wallet, settings)?.status().await?.protected {
+        println!("\nNot all of it is backed up yet; see `hashpit wallet backup status`.");
+    }
     Ok(())
 }
 
