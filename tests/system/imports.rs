@@ -8,13 +8,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each package may depend on, of ours.
-const ALLOWED: [(&str, &[&str]); 6] = [
+const ALLOWED: [(&str, &[&str]); 7] = [
     ("hashpit-nips", &[]),
     ("hashpit-mailbox", &["hashpit-nips"]),
     ("hashpit-relay", &["hashpit-nips"]),
-    ("hashpit-pool", &["hashpit-nips", "hashpit-mailbox"]),
+    ("hashpit-noise", &[]),
+    ("hashpit-pool", &["hashpit-nips", "hashpit-mailbox", "hashpit-noise"]),
     ("hashpit-exchange", &["hashpit-nips", "hashpit-mailbox"]),
-    ("hashpit-client", &["hashpit-nips", "hashpit-mailbox"]),
+    ("hashpit-client", &["hashpit-nips", "hashpit-mailbox", "hashpit-noise"]),
 ];
 /// These put the others together, and may depend on all.
 const MAKERS: [&str; 3] = ["hashpit", "hashpit-tests", "hashpit-interop"];

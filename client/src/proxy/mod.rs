@@ -14,7 +14,7 @@
 //! |---|---|
 //! | `settings` | settings and fixed limits, each with its reason |
 //! | `identity` | whose work it is |
-//! | `noise` | frames behind Noise, for both sides |
+//! | `door` | lets devices in |
 //! | `upstream` | channels at the pools that outlive connections |
 //! | `work` | an extended channel's jobs, targets and hashes |
 //! | `shares` | shares that wait for the pool's word, and the sums |
@@ -23,8 +23,8 @@
 //! | `stats` | what each worker has done |
 //! | [`reconcile`] | the pool's statements against our own count |
 
+mod door;
 mod identity;
-mod noise;
 pub mod reconcile;
 mod settings;
 mod shares;
@@ -38,7 +38,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use bitcoin::secp256k1::{SECP256K1, SecretKey};
+use hashpit_noise::Authority;
 use nostr_sdk::PublicKey;
 use serde::Serialize;
 pub use stratum_apps::key_utils::Secp256k1PublicKey as AuthorityKey;
@@ -46,7 +46,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use noise::Authority;
 use settings::DRAIN_DEADLINE;
 pub use settings::Settings;
 pub use shares::Books;
@@ -56,9 +55,6 @@ use sv1::Sv1;
 use sv2::Sv2;
 pub use upstream::PoolAddress;
 use upstream::Upstream;
-
-/// Version that precedes an authority key in base58 (Sv2 4.7).
-const KEY_VERSION: [u8; 2] = 1u16.to_le_bytes();
 
 /// Whom to mine for, and where.
 #[derive(Clone)]
@@ -151,9 +147,7 @@ impl Proxy {
         if config.pools.is_empty() {
             return Err(Error::NoPool);
         }
-        let secret = SecretKey::from_slice(&config.authority).map_err(|_| Error::Authority)?;
-        let public = secret.x_only_public_key(SECP256K1).0.serialize();
-        let authority = Authority { public, secret: config.authority };
+        let authority = Authority::from_secret(&config.authority).map_err(|_| Error::Authority)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let upstream = Upstream::new(
             config.pools.clone(),
@@ -175,8 +169,7 @@ impl Proxy {
 
     /// The key that Sv2 devices must know, in base58 (Sv2 4.7).
     pub fn authority(&self) -> String {
-        let bytes = [KEY_VERSION.as_slice(), &self.authority.public].concat();
-        bitcoin::base58::encode_check(&bytes)
+        self.authority.to_string()
     }
 
     /// What there is to see.

@@ -11,6 +11,9 @@ pub(super) const RECONNECT: (Duration, Duration) =
     (Duration::from_millis(500), Duration::from_secs(30));
 /// Time to connect to a pool, and for the pool to read what it is sent.
 pub(super) const POOL_PATIENCE: Duration = Duration::from_secs(10);
+/// Largest Sv2 frame that is read. A job with a large coinbase and a long Merkle
+/// path takes a few kilobytes; the wire format would allow 16 MB.
+pub(super) const MAX_FRAME_BYTES: usize = 64 * 1024 - 1;
 /// A pool that has sent nothing for so long is gone: it sends a job at least
 /// every half minute.
 pub(super) const MAX_SILENCE: Duration = Duration::from_secs(300);

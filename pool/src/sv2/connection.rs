@@ -21,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 use super::acks::Answers;
 use super::channel::Channel;
 use super::codes::{Refusal, wire};
-use super::config::{MAX_REJECTED_IN_A_ROW, VARDIFF_TICK};
+use super::config::{MAX_FRAME_BYTES, MAX_REJECTED_IN_A_ROW, VARDIFF_TICK};
 use super::setup::Agreed;
-use super::transport::{self, Reader, TransportError, Writer};
 use super::{DRAIN_DEADLINE, Shared};
 use crate::share::{Submission, Verdict};
 use crate::template::CurrentTemplate;
+use hashpit_noise::{Limits, NoiseError, Reader, Writer, framed};
 
 /// Hashes that a share of difficulty 1 stands for.
 const DIFFICULTY_ONE: u128 = 4_295_032_833;
@@ -35,7 +35,7 @@ const DIFFICULTY_ONE: u128 = 4_295_032_833;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionError {
     #[error(transparent)]
-    Transport(#[from] TransportError),
+    Transport(#[from] NoiseError),
     #[error("no SetupConnection in time")]
     SetupTimeout,
     #[error("setup refused: {0}")]
@@ -56,7 +56,7 @@ impl ConnectionError {
     /// Whether the operator may want to know of the peer.
     pub(super) fn is_peers_fault(&self) -> bool {
         match self {
-            Self::Transport(TransportError::Closed(_)) => false,
+            Self::Transport(NoiseError::Closed(_)) => false,
             Self::LedgerStopped | Self::TemplatesStopped => false,
             Self::Transport(_) | Self::SetupTimeout | Self::SetupRefused(_) => true,
             Self::Junk | Self::NothingRight | Self::Channel(_) => true,
@@ -92,12 +92,12 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> Result<(), ConnectionError> {
     let config = &shared.front.config;
-    let handshake = transport::accept(
-        stream,
-        &shared.front.authority,
-        config.handshake_timeout(),
-        config.write_timeout(),
-    );
+    let limits = Limits {
+        handshake: config.handshake_timeout(),
+        write: config.write_timeout(),
+        frame: MAX_FRAME_BYTES,
+    };
+    let handshake = hashpit_noise::accept(stream, &shared.front.authority, limits);
     let (reader, writer) = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
@@ -319,7 +319,9 @@ impl Connection {
         &mut self,
         messages: impl IntoIterator<Item = MiningOwned>,
     ) -> Result<(), ConnectionError> {
-        Ok(self.writer.send(messages.into_iter().map(AnyMessageOwned::Mining)).await?)
+        let messages = messages.into_iter().map(AnyMessageOwned::Mining);
+        let frames = messages.map(framed).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.writer.send(frames).await?)
     }
 }
 

@@ -30,6 +30,7 @@ use super::codes::{Refusal, wire};
 use super::connection::{Connection, ConnectionError, fatal, refusal};
 use super::setup;
 use crate::share::{Submission, Ticket};
+use hashpit_noise::framed;
 
 /// A message and the TLV fields behind it.
 fn parse(
@@ -94,7 +95,7 @@ impl Connection {
             )) if self.agreed.is_some() => {
                 let (agreed, answer) = setup::negotiate(request);
                 self.extensions = agreed;
-                Ok(self.writer.send([answer]).await?)
+                Ok(self.writer.send([framed(answer)?]).await?)
             }
             AnyMessageOwned::Mining(message) if self.agreed.is_some() => {
                 self.mine(message, &tlvs).await
@@ -116,10 +117,10 @@ impl Connection {
                     "a miner connected"
                 );
                 self.agreed = Some(agreed);
-                Ok(self.writer.send([setup::success()]).await?)
+                Ok(self.writer.send([framed(setup::success())?]).await?)
             }
             Err(code) => {
-                self.writer.send([setup::refusal(&setup, code)]).await?;
+                self.writer.send([framed(setup::refusal(&setup, code))?]).await?;
                 Err(ConnectionError::SetupRefused(code))
             }
         }

@@ -9,10 +9,10 @@ use stratum_apps::stratum_core::mining_sv2::{
 use stratum_apps::stratum_core::parsers_sv2::{AnyMessageOwned, MiningOwned};
 use tokio::sync::mpsc;
 
-use crate::proxy::noise::framed;
 use crate::proxy::shares::{InFlight, Waiting};
 use crate::proxy::upstream::{FromPool, Kind, Line, Opened, Request, Upstream, submission};
 use crate::proxy::work::{Follower, Found, Job};
+use hashpit_noise::framed;
 
 /// What a feed tells its owner. `T` says whose a share is.
 #[derive(Debug)]

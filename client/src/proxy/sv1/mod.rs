@@ -34,11 +34,10 @@ use std::time::Duration;
 use nostr_sdk::PublicKey;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 
+use super::door::Door;
 use super::identity::identity;
 use super::settings::Settings;
 use super::stats::Workers;
@@ -49,9 +48,6 @@ use aggregate::{Aggregate, SLOT_BYTES};
 const MIN_EXTRANONCE2: usize = 4;
 /// Only probes show that a silent device is gone.
 const KEEPALIVE: Duration = Duration::from_secs(60);
-/// Pause after a failed accept, which is mostly a lack of file descriptors.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-
 /// What all sessions share.
 pub(super) struct Sv1 {
     settings: Settings,
@@ -91,49 +87,20 @@ impl Sv1 {
             let upstream = Arc::clone(&self.upstream);
             self.aggregate = Some(Aggregate::start(upstream, request, stop.clone(), &tasks));
         }
-        let seats = Arc::new(Semaphore::new(self.settings.max_miners));
+        let door = Door { listener, seats: self.settings.max_miners, stop, tasks };
         let sv1 = Arc::new(self);
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
-                    continue;
-                }
-            };
-            let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else {
-                tracing::debug!(%peer, "refused a device: all seats are taken");
-                continue;
-            };
-            let span = tracing::info_span!("sv1", %peer);
-            let (sv1, stop) = (Arc::clone(&sv1), stop.clone());
-            tasks.spawn(
-                async move {
-                    let _seat = seat;
-                    attend(sv1, stream, stop).await;
-                }
-                .instrument(span),
-            );
-        }
+        door.admit("sv1", |stream, stop| attend(Arc::clone(&sv1), stream, stop)).await;
     }
 }
 
 /// One device, from its first byte to its last.
-async fn attend(sv1: Arc<Sv1>, stream: TcpStream, stop: CancellationToken) {
-    if let Err(error) = prepare(&stream) {
-        tracing::debug!(%error, "the connection ended at once");
-        return;
-    }
-    match session::run(sv1, stream, stop).await {
-        Ok(()) => tracing::debug!("the device hung up"),
-        Err(error) => tracing::info!(%error, "dropped a device"),
-    }
+async fn attend(
+    sv1: Arc<Sv1>,
+    stream: TcpStream,
+    stop: CancellationToken,
+) -> Result<(), session::SessionError> {
+    prepare(&stream)?;
+    session::run(sv1, stream, stop).await
 }
 
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {

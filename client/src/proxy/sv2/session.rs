@@ -28,10 +28,11 @@ use tokio_util::sync::CancellationToken;
 use super::Sv2;
 use super::channel::Channel;
 use crate::proxy::identity::{identity, worker_name};
-use crate::proxy::noise::{self, NoiseError, Reader, Writer, framed};
+use crate::proxy::settings::MAX_FRAME_BYTES;
 use crate::proxy::shares::Waiting;
 use crate::proxy::stats::Worker;
 use crate::proxy::upstream::{Events, FromPool, Kind, Request, submission};
+use hashpit_noise::{Limits, NoiseError, Reader, Writer, framed};
 
 /// The one version of Sv2.
 const VERSION: u16 = 2;
@@ -81,9 +82,13 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> Result<(), SessionError> {
     let settings = &sv2.settings;
-    let (patience, write) = (settings.handshake_timeout(), settings.write_timeout());
+    let limits = Limits {
+        handshake: settings.handshake_timeout(),
+        write: settings.write_timeout(),
+        frame: MAX_FRAME_BYTES,
+    };
     let serving = async {
-        let (reader, writer) = noise::accept(stream, &sv2.authority, patience, write).await?;
+        let (reader, writer) = hashpit_noise::accept(stream, &sv2.authority, limits).await?;
         let (events, inbox) = mpsc::channel(EVENT_QUEUE);
         let mut session = Session {
             sv2: Arc::clone(&sv2),

@@ -27,8 +27,10 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Events, FromPool, Kind, Opened, PoolAddress, Pools, Request};
-use crate::proxy::noise::{self, NoiseError, Reader, Writer, framed};
-use crate::proxy::settings::{MAX_SILENCE, POOL_PATIENCE, RECONNECT, SUGGESTED_SHARES_PER_MINUTE};
+use crate::proxy::settings::{
+    MAX_FRAME_BYTES, MAX_SILENCE, POOL_PATIENCE, RECONNECT, SUGGESTED_SHARES_PER_MINUTE,
+};
+use hashpit_noise::{Limits, NoiseError, Reader, Writer, framed};
 
 /// Commands that go out together.
 const BURST: usize = 64;
@@ -428,7 +430,8 @@ async fn connect(pool: &PoolAddress) -> Result<(Reader, Writer), LinkError> {
     let timed_out = |_| LinkError::Noise(NoiseError::Timeout);
     let stream = timeout(POOL_PATIENCE, TcpStream::connect(&pool.address)).await;
     let stream = stream.map_err(timed_out)?.map_err(LinkError::Connect)?;
-    let (mut reader, mut writer) = noise::connect(stream, &pool.authority, POOL_PATIENCE).await?;
+    let limits = Limits { handshake: POOL_PATIENCE, write: POOL_PATIENCE, frame: MAX_FRAME_BYTES };
+    let (mut reader, mut writer) = hashpit_noise::connect(stream, &pool.authority, limits).await?;
     writer.send([framed(setup(&pool.address))?]).await?;
     let answer = timeout(POOL_PATIENCE, reader.next(&[])).await.map_err(timed_out)?;
     match answer?.0 {

@@ -21,9 +21,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::noise::framed;
 use super::settings::LINK_QUEUE;
 use super::shares::{Books, Tally};
+use hashpit_noise::framed;
 use link::{Command, Link};
 
 /// Longest worker name that a share can carry (extension 0x0002).

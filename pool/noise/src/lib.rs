@@ -1,10 +1,12 @@
-//! Frames behind Noise (Sv2 4.5), for both of the proxy's sides: a handshake, a
+//! Frames behind Noise (Sv2 4.5), for both ends of a connection: a handshake, a
 //! reader and a writer.
 //!
 //! The library's own stream buffers whatever length a header declares, up to
 //! 16 MB. This one is built on the same codec and refuses a frame as soon as
-//! its header is decrypted. Reading is safe to cancel; writing is not, and is
-//! never cancelled except with the whole connection.
+//! its header is decrypted. Reading is safe to cancel; writing is not, and may
+//! be cancelled only with the whole connection.
+
+mod authority;
 
 use std::time::Duration;
 
@@ -26,28 +28,47 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
-/// Largest frame that is read. A job with a large coinbase and a long Merkle
-/// path takes a few kilobytes; the wire format would allow 16 MB.
-const MAX_FRAME_BYTES: usize = 64 * 1024;
+pub use authority::Authority;
+
 /// How long the certificate shown in a handshake is valid. It is made anew for
 /// each, so it only has to outlive clocks that disagree.
 const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(60 * 60);
-/// Only probes show that a silent peer is gone.
+/// A peer that is sent nothing shows only by probes that it is gone.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// What the kernel holds for a peer that does not read. Left to itself it would
+/// grow to megabytes; a full set of jobs for all channels takes some 100 kB.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
+
+/// What a peer may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest time for the whole handshake.
+    pub handshake: Duration,
+    /// Longest time for what is sent to be taken.
+    pub write: Duration,
+    /// Largest frame that is read, in bytes; below 64 kB.
+    pub frame: usize,
+}
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoiseError {
+pub enum NoiseError {
+    /// The peer hung up, or the network failed.
     #[error("the connection is closed: {0}")]
     Closed(#[from] std::io::Error),
+    /// The peer did not answer, or did not read.
     #[error("no answer in time")]
     Timeout,
-    #[error("a frame of more than {MAX_FRAME_BYTES} bytes")]
-    FrameTooLarge,
+    /// Larger than the limit.
+    #[error("a frame of more than {0} bytes")]
+    FrameTooLarge(usize),
+    /// The other side could not prove that it holds the key.
     #[error("the handshake failed: {0}; is the authority key the pool's?")]
     Handshake(codec_sv2::Error),
+    /// The encryption failed.
     #[error("Noise failed: {0}")]
     Noise(codec_sv2::Error),
+    /// Not a message, or one that does not fit a frame.
     #[error("a message that does not fit Sv2: {0:?}")]
     Message(ParserError),
 }
@@ -58,18 +79,11 @@ impl From<tokio::time::error::Elapsed> for NoiseError {
     }
 }
 
-/// The key pair by which the proxy proves itself to Sv2 devices.
-#[derive(Clone)]
-pub(super) struct Authority {
-    pub(super) public: [u8; 32],
-    pub(super) secret: [u8; 32],
-}
-
-/// Shakes hands with a pool that must hold `authority`.
-pub(super) async fn connect(
+/// Shakes hands with a peer that must hold `authority`.
+pub async fn connect(
     stream: TcpStream,
     authority: &AuthorityKey,
-    patience: Duration,
+    limits: Limits,
 ) -> Result<(Reader, Writer), NoiseError> {
     prepare(&stream)?;
     let handshake = async {
@@ -83,44 +97,39 @@ pub(super) async fn connect(
         let second = hear::<InitiatorSent>(&mut read, &mut decoder).await?;
         let second = second.payload().try_into().expect("the decoder returns this size");
         let transport = state.step_2(second).map_err(NoiseError::Handshake)?;
-        Ok(halves(read, write, (decoder, encoder), transport, patience))
+        Ok(halves(read, write, (decoder, encoder), transport, limits))
     };
-    timeout(patience, handshake).await?
+    timeout(limits.handshake, handshake).await?
 }
 
-/// Answers a device's handshake.
-pub(super) async fn accept(
+/// Answers a peer's handshake as `authority`.
+pub async fn accept(
     stream: TcpStream,
     authority: &Authority,
-    patience: Duration,
-    write_timeout: Duration,
+    limits: Limits,
 ) -> Result<(Reader, Writer), NoiseError> {
     prepare(&stream)?;
     let handshake = async {
         let (mut read, mut write) = stream.into_split();
         let (mut decoder, mut encoder) = (NoiseDecoder::new(), NoiseEncoder::new());
-        let responder = Responder::from_authority_kp(
-            &authority.public,
-            &authority.secret,
-            CERTIFICATE_VALIDITY,
-        )
-        .map_err(|error| NoiseError::Noise(error.into()))?;
+        let responder = authority.responder(CERTIFICATE_VALIDITY).map_err(NoiseError::Noise)?;
         let first = hear::<Responder>(&mut read, &mut decoder).await?;
         let key = first.payload().try_into().expect("the decoder returns this size");
         let (second, transport) =
             Handshake::responder(responder).step_1(key).map_err(NoiseError::Noise)?;
         write.write_all(encoder.encode_handshake(second).as_ref()).await?;
-        Ok(halves(read, write, (decoder, encoder), transport, write_timeout))
+        Ok(halves(read, write, (decoder, encoder), transport, limits))
     };
-    timeout(patience, handshake).await?
+    timeout(limits.handshake, handshake).await?
 }
 
 /// Tells the kernel what this connection is for.
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {
-    // Jobs and shares are small and urgent.
+    // Jobs, shares and answers are small and urgent.
     stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    let socket = SockRef::from(stream);
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
 }
 
 fn halves(
@@ -128,11 +137,12 @@ fn halves(
     write: OwnedWriteHalf,
     (decoder, encoder): (NoiseDecoder, NoiseEncoder),
     transport: Transport,
-    timeout: Duration,
+    limits: Limits,
 ) -> (Reader, Writer) {
     let (encrypt, decrypt) = transport.split();
-    let reader = Reader { read, decoder, state: Some(decrypt), window: Vec::new(), filled: 0 };
-    (reader, Writer { write, encoder, state: encrypt, timeout })
+    let (state, window, max_frame) = (Some(decrypt), Vec::new(), limits.frame);
+    let reader = Reader { read, decoder, state, window, filled: 0, max_frame };
+    (reader, Writer { write, encoder, state: encrypt, timeout: limits.write })
 }
 
 async fn hear<R: ExpectsHandshakeMessage>(
@@ -152,7 +162,7 @@ async fn hear<R: ExpectsHandshakeMessage>(
 }
 
 /// The peer's frames.
-pub(super) struct Reader {
+pub struct Reader {
     read: OwnedReadHalf,
     decoder: NoiseDecoder,
     /// Gone after a failed decryption, which ends the connection.
@@ -160,12 +170,13 @@ pub(super) struct Reader {
     /// The bytes that the decoder wants next, of which `filled` have come.
     window: Vec<u8>,
     filled: usize,
+    max_frame: usize,
 }
 
 impl Reader {
     /// The next message and the TLV fields behind it, where `extensions` has
     /// such. Cancel-safe.
-    pub(super) async fn next(
+    pub async fn next(
         &mut self,
         extensions: &[u16],
     ) -> Result<(AnyMessageOwned, Vec<Tlv>), NoiseError> {
@@ -177,7 +188,7 @@ impl Reader {
     }
 
     /// The next frame. Cancel-safe: bytes that have come stay in `window`.
-    async fn next_frame(&mut self) -> Result<SerializedFrame, NoiseError> {
+    pub async fn next_frame(&mut self) -> Result<SerializedFrame, NoiseError> {
         loop {
             let wanted = self.decoder.writable_len();
             self.window.resize(wanted, 0);
@@ -207,8 +218,8 @@ impl Reader {
             }
             // The header has been read: what the decoder wants now is the
             // payload, or its first 64 kB if that is longer.
-            Decrypted::Incomplete(wanted, _) if wanted > MAX_FRAME_BYTES => {
-                Err(NoiseError::FrameTooLarge)
+            Decrypted::Incomplete(wanted, _) if wanted > self.max_frame => {
+                Err(NoiseError::FrameTooLarge(self.max_frame))
             }
             Decrypted::Incomplete(_, state) => {
                 self.state = Some(state);
@@ -219,7 +230,7 @@ impl Reader {
 }
 
 /// Messages to the peer.
-pub(super) struct Writer {
+pub struct Writer {
     write: OwnedWriteHalf,
     encoder: NoiseEncoder,
     state: TransportEncryptState,
@@ -231,7 +242,7 @@ impl Writer {
     ///
     /// Waits while the peer's buffers are full, and gives the peer up when
     /// that takes too long. Not cancel-safe.
-    pub(super) async fn send(
+    pub async fn send(
         &mut self,
         frames: impl IntoIterator<Item = OutboundFrame>,
     ) -> Result<(), NoiseError> {
@@ -244,13 +255,13 @@ impl Writer {
     }
 
     /// Tells the peer that nothing more follows.
-    pub(super) async fn close(mut self) {
+    pub async fn close(mut self) {
         // The peer may be gone already; there is nobody to tell then.
         let _ = timeout(self.timeout, self.write.shutdown()).await;
     }
 }
 
 /// A message as a frame.
-pub(super) fn framed(message: impl Into<AnyMessageOwned>) -> Result<OutboundFrame, NoiseError> {
+pub fn framed(message: impl Into<AnyMessageOwned>) -> Result<OutboundFrame, NoiseError> {
     OutboundFrame::from_message(message.into()).map_err(NoiseError::Message)
 }
