@@ -4,7 +4,8 @@
 use cashu::secret::Secret;
 use cashu::{Amount, CurrencyUnit, Proof};
 use hashpit_nips::eh03::{
-    Direction, HistoryContent, MAX_PLAINTEXT, Marker, TokenContent, WalletContent, split,
+    CounterTag, Direction, HistoryContent, MAX_PLAINTEXT, Marker, TokenContent, WalletContent,
+    split,
 };
 use nostr::nips::nip44;
 use nostr::{Event, EventId, JsonUtil, Keys};
@@ -64,7 +65,8 @@ fn the_examples_mean_what_the_draft_says() {
     let ehash = WalletContent::decode(&examples[2]).unwrap();
     assert_eq!((ehash.pools.len(), ehash.pools[0].relays.len()), (1, 1));
     assert_eq!((ehash.epochs[0].batches, ehash.epochs[0].received.get()), (17, 91_250));
-    assert_eq!(ehash.counters, [(ehash.epochs[0].keyset, 153)]);
+    let counter = CounterTag { keyset: ehash.epochs[0].keyset, from: 153, next: 217 };
+    assert_eq!(ehash.counters, [counter]);
     assert_eq!((ehash.held.len(), ehash.held[0].amount), (1, 91_250));
     assert!(ehash.other.is_empty());
     let history = HistoryContent::decode(&examples[3]).unwrap();
@@ -84,7 +86,7 @@ fn a_token_without_a_unit_is_sat_and_a_unit_is_always_written() {
 fn tags_that_do_not_parse_are_kept_as_they_were() {
     let strange = json!([
         ["mint", "no url"],
-        ["counter", "012e", "-1"],
+        ["counter", "012e", "-1", "2"],
         ["epoch", "sat"],
         ["held", "https://mint.example", "sat", "all"],
         ["pool", "f930"],
@@ -107,13 +109,13 @@ fn merging_takes_the_lower_counter_the_later_epoch_and_both_of_all_else() {
     let theirs = WalletContent::decode(&theirs.replace("relay.example", "other.example")).unwrap();
     let mut merged = ours.clone();
     merged.merge(theirs.clone());
-    assert_eq!((merged.counters[0].1, merged.epochs[0].batches), (60, 18));
+    assert_eq!((merged.counters[0].from, merged.epochs[0].batches), (60, 18));
     assert_eq!((merged.held.len(), merged.held[0].amount), (1, 91_251));
     assert_eq!((merged.epochs.len(), merged.relays.len(), merged.mints.len()), (1, 2, 1));
     assert_eq!((merged.pools.len(), merged.pools[0].relays.len()), (1, 2));
     let mut other_way = theirs;
     other_way.merge(ours);
-    assert_eq!((other_way.counters[0].1, other_way.epochs[0].batches), (60, 18));
+    assert_eq!((other_way.counters[0].from, other_way.epochs[0].batches), (60, 18));
 }
 
 #[test]

@@ -16,8 +16,7 @@ use hashpit_client::{Wallet, miner, proxy};
 use hashpit_nips::MinerIdentity;
 use hashpit_pool::{Listeners, Pool};
 use hashpit_relay::{Clock, Gauges, Relay};
-use nostr_sdk::RelayUrl;
-use nostr_sdk::prelude::Host;
+use nostr_sdk::{PublicKey, RelayUrl};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -160,7 +159,7 @@ impl House {
                 Ok(())
             }));
         }
-        back_up_here(&wallet, &relays).await?;
+        back_up_here(&wallet, pool_key, &relays).await?;
         roles.push(Role::start("the proxy", &ended, |stop| async move {
             proxy.serve(stop).await;
             Ok(())
@@ -250,20 +249,14 @@ fn miner_config(addresses: &Addresses, threads: usize) -> anyhow::Result<miner::
     })
 }
 
-/// Backs up to the relays of this house, which may listen on other ports than
-/// last time, and to those that the user has named.
-async fn back_up_here(wallet: &Wallet, relays: &[RelayUrl]) -> anyhow::Result<()> {
+/// Backs up to the relays of this house, in the place of those that it had last
+/// time (its ports may have changed), and to those that the user has named.
+async fn back_up_here(wallet: &Wallet, pool: PublicKey, relays: &[RelayUrl]) -> anyhow::Result<()> {
+    let known = wallet.pools().await?.into_iter().find(|known| known.pool == pool);
+    let before = known.map(|known| known.relays).unwrap_or_default();
     let mut settings = wallet.backup_settings().await?;
-    settings.relays.retain(|relay| !is_loopback(relay) && !relays.contains(relay));
+    settings.relays.retain(|relay| !before.contains(relay) && !relays.contains(relay));
     settings.relays.splice(0..0, relays.iter().cloned());
+    settings.quorum = settings.quorum.filter(|quorum| *quorum <= settings.relays.len());
     Ok(wallet.set_backup_settings(&settings).await?)
-}
-
-fn is_loopback(relay: &RelayUrl) -> bool {
-    match relay.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
 }

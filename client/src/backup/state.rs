@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cdk::mint_url::MintUrl;
 use cdk::nuts::CurrencyUnit;
 use cdk_common::wallet::{SendSagaState, WalletSagaState};
-use hashpit_nips::eh03::{EpochTag, PoolTag, WalletContent};
+use hashpit_nips::eh03::{CounterTag, EpochTag, PoolTag, WalletContent};
 
 use super::{Author, Settings};
 use crate::wallet::{Wallet, WalletError, account};
@@ -41,7 +41,8 @@ impl Wallet {
         let before = self.backup_book().await?;
         let before = before.wallet(Author::Ehash).map(|(_, plaintext)| plaintext);
         let before = before.and_then(|plaintext| WalletContent::decode(plaintext).ok());
-        let before: BTreeMap<_, _> = before.unwrap_or_default().counters.into_iter().collect();
+        let before = before.unwrap_or_default().counters.into_iter();
+        let before: BTreeMap<_, _> = before.map(|tag| (tag.keyset, tag.from)).collect();
         // A token that was handed out has its change in the wallet already.
         let handed_out = WalletSagaState::Send(SendSagaState::TokenCreated);
         let sagas = self.store.get_incomplete_sagas().await?;
@@ -57,12 +58,12 @@ impl Wallet {
                 let low = next.min(waiting.unwrap_or(next));
                 let low =
                     if unfinished { before.get(&keyset).map_or(0, |b| low.min(*b)) } else { low };
-                if low > 0 {
-                    content.counters.push((keyset, low));
+                if next > 0 {
+                    content.counters.push(CounterTag { keyset, from: low, next });
                 }
             }
         }
-        content.counters.sort_by_key(|(id, _)| id.to_string());
+        content.counters.sort_by_key(|tag| tag.keyset.to_string());
         Ok(content)
     }
 
@@ -107,8 +108,8 @@ pub(super) fn united(author: Author, ours: WalletContent, theirs: WalletContent)
     if !theirs.privkeys.is_empty() {
         united.privkeys.clear();
     }
-    let known = |id| united.counters.iter().any(|(ours, _)| *ours == id);
-    let counters = theirs.counters.iter().filter(|(id, _)| !known(*id)).copied().collect();
+    let known = |keyset| united.counters.iter().any(|ours| ours.keyset == keyset);
+    let counters = theirs.counters.iter().filter(|tag| !known(tag.keyset)).copied().collect();
     let known = |unit| united.epochs.iter().any(|ours| ours.unit == unit);
     let epochs = theirs.epochs.iter().filter(|epoch| !known(epoch.unit)).cloned().collect();
     let known = |pool| united.pools.iter().any(|ours| ours.pool == pool);

@@ -9,7 +9,7 @@
 //! [`EpochState::recover`] finishes either under the wallet's lock, before
 //! anything else can spend what a batch brought.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
 
 use cdk::mint_url::MintUrl;
@@ -133,8 +133,12 @@ impl Wallet {
         state.announced_at = announced_at;
         state.phase = Some(announced.state);
         if state.mint != announced.mint {
-            let (old, new) = (state.mint.clone(), announced.mint.clone());
-            self.store.update_mint_url(old, new).await?;
+            // Only this pool's unit: whatever else stands at the old URL is not
+            // the pool's to move.
+            let (old, unit) = (Some(state.mint.clone()), Some(state.unit()?));
+            let mut moved = self.store.get_proofs(old, unit, None, None).await?;
+            moved.iter_mut().for_each(|info| info.mint_url = announced.mint.clone());
+            self.store.update_proofs(moved, Vec::new()).await?;
             state.mint = announced.mint.clone();
         }
         let info = KeySetInfo {
@@ -160,6 +164,23 @@ impl Wallet {
             state.past = Past::Unknown;
         }
         Ok(state)
+    }
+
+    /// The mint has given signatures on blanks of ours whose batch has not been
+    /// read: it must not be applied once they are in the wallet.
+    pub(super) async fn defer_batches(
+        &self,
+        keyset: &Id,
+        signed: &HashSet<u32>,
+    ) -> Result<(), WalletError> {
+        for mut state in self.epochs().await? {
+            let affected = state.outstanding.iter().any(|counter| signed.contains(counter));
+            if state.keyset == *keyset && affected && state.past != Past::Unknown {
+                state.past = Past::Unknown;
+                state.save(&self.store).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets a restored wallet count on from the pool's statement: whatever was

@@ -104,11 +104,11 @@ impl Wallet {
         if !uri.is_bunker() {
             return Err(WalletError::Signer("expected bunker://<key>?relay=…".to_owned()));
         }
-        if !self.pools().await?.is_empty() {
-            return Err(WalletError::IdentityInUse);
-        }
         let signer = client(uri, &self.seed)?;
         let user = signer.get_public_key().await.map_err(WalletError::signer)?;
+        if user != self.public_key() && !self.pools().await?.is_empty() {
+            return Err(WalletError::IdentityInUse);
+        }
         let uri = signer.bunker_uri().await.map_err(WalletError::signer)?.to_string();
         let record = RemoteSigner { version: VERSION, uri, user };
         let bytes = serde_json::to_vec(&record).expect("strings are JSON");

@@ -14,28 +14,30 @@ mod lock;
 mod outbox;
 mod pools;
 mod proofs;
+mod recovery;
 mod restore;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub use cdk::mint_url::MintUrl;
 use cdk::nuts::{CurrencyUnit, State, Token};
 use cdk::wallet::{BaseHttpClient, SendOptions, WalletBuilder};
 use cdk::{Amount, HttpClient, Wallet as CdkWallet};
 use cdk_common::database::WalletDatabase;
-use cdk_common::wallet::{ProofInfo, SendSagaState, WalletSagaState};
 use cdk_sqlite::wallet::WalletSqliteDatabase;
 use hashpit_mailbox::MailboxError;
 use hashpit_nips::eh01::EpochState as Phase;
 use hashpit_nips::seed_file::{self, SeedFile, SeedFileError};
 use hashpit_nips::{EpochId, HashUnits, Seed};
-use nostr_sdk::{PublicKey, RelayUrl, Timestamp};
+use nostr_sdk::{PublicKey, RelayUrl};
 use serde::Serialize;
 
 use crate::mint::{Mints, NostrTransport, Route};
@@ -54,12 +56,6 @@ pub use restore::{Remains, RestoreStep, RestoredAt};
 /// Where our records stand in cdk's key-value table.
 pub(crate) const NAMESPACE: &str = "hashpit";
 
-/// How long a mint may take to say what became of pending proofs.
-const RESUME: Duration = Duration::from_secs(10);
-
-/// How long after its last step the request of an interrupted send may still be
-/// under way. The steps are dated to the second.
-const REQUEST_ENDS: Duration = Duration::from_secs(3);
 /// Proofs in one question to a mint (NUT-07).
 const CHECKED_AT_ONCE: usize = 100;
 
@@ -136,6 +132,17 @@ pub enum WalletError {
     /// Not in the outbox.
     #[error("no payment {0} is waiting; see `hashpit wallet outbox`")]
     NoPayment(String),
+    /// Ehash of a known pool, by a mint that is not its own.
+    #[error(
+        "the token is of a known pool's unit, but of the mint {mint}; the pool's own is {own}. It \
+         was left alone: it may be worth nothing"
+    )]
+    NotThePoolsMint {
+        /// The token's mint.
+        mint: String,
+        /// What the pool has announced.
+        own: String,
+    },
     /// Not enough of a unit.
     #[error("{available} available, {wanted} wanted; see `hashpit wallet balance`")]
     Insufficient {
@@ -268,6 +275,7 @@ impl Wallet {
     }
 
     async fn with_seed(dir: &Path, seed: Seed) -> Result<Self, WalletError> {
+        make_dir(dir)?;
         let store: Store = Arc::new(WalletSqliteDatabase::new(&dir.join("wallet.sqlite")).await?);
         let identity = Identity::load(&store, &seed).await?;
         let mints = Mints::default();
@@ -326,8 +334,11 @@ impl Wallet {
     /// What there is to spend of an epoch's ehash.
     pub async fn ehash(&self, epoch: EpochId) -> Result<HashUnits, WalletError> {
         let unit = epoch.to_string();
+        let known = self.epoch(epoch).await?.map(|state| state.mint().to_string());
         let balances = self.balances().await?;
-        let mine = balances.iter().filter(|balance| balance.unit == unit);
+        let mine = balances.iter().filter(|balance| {
+            balance.unit == unit && known.as_ref().is_none_or(|mint| balance.mint == *mint)
+        });
         Ok(HashUnits::new(mine.map(|balance| balance.amount).sum()))
     }
 
@@ -360,6 +371,7 @@ impl Wallet {
         let mint = parsed.mint_url().map_err(|error| invalid(&error))?.to_string();
         let unit = parsed.unit().unwrap_or(CurrencyUnit::Sat).to_string();
         let _lock = self.lock().await?;
+        self.refuse_strangers_ehash(&mint, &unit).await?;
         self.resume_swaps().await?;
         let cdk = self.cdk(&mint, &unit).await?;
         let received = self.receive_at(&cdk, token.trim()).await;
@@ -367,98 +379,20 @@ impl Wallet {
         Ok(Received { unit, mint, amount: u64::from(amount) })
     }
 
-    /// Finishes or undoes sends and receives that a crash cut short, and notes
-    /// which tokens have been received. What needs a mint that does not answer
-    /// waits for another time.
-    async fn resume_swaps(&self) -> Result<(), WalletError> {
-        self.adopt_tokens().await?;
-        self.let_requests_end().await?;
-        for (mint, unit) in self.unsettled().await? {
-            let cdk = match self.cdk(&mint, &unit).await {
-                Ok(cdk) => cdk,
-                Err(error) => {
-                    tracing::warn!(%error, mint, "pending proofs stay as they are");
-                    continue;
-                }
-            };
-            match tokio::time::timeout(RESUME, self.resume_swaps_at(&cdk)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, mint, "pending proofs stay as they are"),
-                Err(_) => tracing::warn!(mint, "pending proofs stay as they are: no answer"),
+    /// The mint of each unit that its pool has announced.
+    async fn mints_of_epochs(&self) -> Result<BTreeMap<String, String>, WalletError> {
+        let epochs = self.epochs().await?.into_iter();
+        Ok(epochs.map(|epoch| (epoch.unit.to_string(), epoch.mint().to_string())).collect())
+    }
+
+    /// Anybody's mint may name a unit after a known pool.
+    async fn refuse_strangers_ehash(&self, mint: &str, unit: &str) -> Result<(), WalletError> {
+        match self.mints_of_epochs().await?.get(unit) {
+            Some(own) if own != mint => {
+                Err(WalletError::NotThePoolsMint { mint: mint.to_owned(), own: own.clone() })
             }
+            _ => Ok(()),
         }
-        // Those that were undone leave no token.
-        self.adopt_tokens().await
-    }
-
-    /// Mints and units with pending proofs or unfinished swaps.
-    async fn unsettled(&self) -> Result<BTreeSet<(String, String)>, WalletError> {
-        let pending = self.balances().await?.into_iter().filter(|balance| balance.pending > 0);
-        let pending = pending.map(|Balance { mint, unit, .. }| (mint, unit));
-        let sagas = self.store.get_incomplete_sagas().await?.into_iter();
-        let swaps = sagas.map(|saga| (saga.mint_url.to_string(), saga.unit.to_string()));
-        Ok(pending.chain(swaps).collect())
-    }
-
-    /// A request of a process that died may be under way at the mint still, and
-    /// would be taken for one that was never made.
-    async fn let_requests_end(&self) -> Result<(), WalletError> {
-        let handed_out = WalletSagaState::Send(SendSagaState::TokenCreated);
-        let sagas = self.store.get_incomplete_sagas().await?;
-        let begun = sagas.iter().filter(|saga| saga.state != handed_out);
-        let Some(last) = begun.map(|saga| saga.updated_at).max() else { return Ok(()) };
-        let age = Duration::from_secs(Timestamp::now().as_secs().saturating_sub(last));
-        tokio::time::sleep(REQUEST_ENDS.saturating_sub(age)).await;
-        Ok(())
-    }
-
-    /// cdk's recovery, and what it leaves in doubt where a swap was part of a send:
-    /// the mint knows.
-    async fn resume_swaps_at(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
-        forget_spent(cdk, self.reserved_by_sends(cdk).await?).await?;
-        cdk.recover_incomplete_sagas().await?;
-        let pending = [State::Pending, State::Reserved, State::PendingSpent];
-        forget_spent(cdk, self.proofs_at(cdk, &pending).await?).await?;
-        self.release_orphans(cdk).await
-    }
-
-    /// What unfinished sends reserve. cdk's recovery releases it, although the
-    /// swap within the send may have spent it; the swap's own recovery brings the
-    /// swap's outputs back and would leave those inputs as well.
-    async fn reserved_by_sends(&self, cdk: &CdkWallet) -> Result<Vec<ProofInfo>, cdk::Error> {
-        let unfinished = WalletSagaState::Send(SendSagaState::ProofsReserved);
-        let mut reserved = Vec::new();
-        for saga in self.store.get_incomplete_sagas().await? {
-            let here = saga.mint_url == cdk.mint_url && saga.unit == cdk.unit;
-            if here && saga.state == unfinished {
-                reserved.extend(self.store.get_reserved_proofs(&saga.id).await?);
-            }
-        }
-        Ok(reserved)
-    }
-
-    /// Releases what is reserved for no operation any more: outputs of a swap
-    /// within a send that was undone.
-    async fn release_orphans(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
-        let operations = self.store.get_incomplete_sagas().await?;
-        let mut orphans = self.proofs_at(cdk, &[State::Reserved]).await?;
-        orphans.retain(|info| {
-            let owner = info.used_by_operation;
-            owner.is_none_or(|owner| operations.iter().all(|operation| operation.id != owner))
-        });
-        if !orphans.is_empty() {
-            cdk.unreserve_proofs(orphans.into_iter().map(|info| info.y).collect()).await?;
-        }
-        Ok(())
-    }
-
-    async fn proofs_at(
-        &self,
-        cdk: &CdkWallet,
-        states: &[State],
-    ) -> Result<Vec<ProofInfo>, cdk::Error> {
-        let (mint, unit) = (Some(cdk.mint_url.clone()), Some(cdk.unit.clone()));
-        Ok(self.store.get_proofs(mint, unit, Some(states.to_vec()), None).await?)
     }
 
     async fn choose(&self, unit: Option<&str>) -> Result<Balance, WalletError> {
@@ -482,8 +416,10 @@ impl Wallet {
         }
         balances.retain(will_do);
         balances.retain(|balance| unit.is_none_or(|unit| balance.unit == unit));
-        // The same unit at two mints: the fuller one.
-        balances.sort_by(|a, b| a.unit.cmp(&b.unit).then(b.amount.cmp(&a.amount)));
+        // The same unit at two mints: the pool's own, else the fuller one.
+        let own = self.mints_of_epochs().await?;
+        let other = |one: &Balance| own.get(&one.unit).is_some_and(|mint| *mint != one.mint);
+        balances.sort_by_key(|one| (one.unit.clone(), other(one), Reverse(one.amount)));
         balances.dedup_by(|a, b| a.unit == b.unit);
         if balances.len() > 1 {
             let units: Vec<_> = balances.into_iter().map(|balance| balance.unit).collect();
@@ -556,22 +492,18 @@ impl Wallet {
     }
 }
 
-/// Forgets those proofs that the mint knows as spent.
-async fn forget_spent(cdk: &CdkWallet, proofs: Vec<ProofInfo>) -> Result<(), cdk::Error> {
-    let proofs: Vec<_> = proofs.into_iter().map(|info| info.proof).collect();
-    for some in proofs.chunks(CHECKED_AT_ONCE) {
-        cdk.check_proofs_spent(some.to_vec()).await?;
-    }
-    Ok(())
-}
-
 fn seed_path(dir: &Path) -> PathBuf {
     dir.join("wallet.seed")
 }
 
+/// Makes the directory, if need be, for its owner alone: the database holds the
+/// secrets of every token.
 fn make_dir(dir: &Path) -> Result<(), WalletError> {
-    std::fs::create_dir_all(dir)
-        .map_err(|source| WalletError::Directory { path: dir.to_owned(), source })
+    let make = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        std::fs::set_permissions(dir, Permissions::from_mode(0o700))
+    };
+    make().map_err(|source| WalletError::Directory { path: dir.to_owned(), source })
 }
 
 fn explain(error: cdk::Error, mint: &MintUrl) -> WalletError {

@@ -19,12 +19,12 @@ use cdk_common::wallet::ProofInfo;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use hashpit_nips::EpochId;
 use hashpit_nips::eh02::MAX_BLANKS;
-use hashpit_nips::eh03::HeldTag;
+use hashpit_nips::eh03::{CounterTag, HeldTag};
 use nostr_sdk::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::{NAMESPACE, Wallet, WalletError};
-use crate::backup::Found;
+use crate::backup::{Found, FoundToken};
 
 /// Blinded messages in one question (NUT-13).
 const WINDOW: u32 = 100;
@@ -49,9 +49,11 @@ pub struct Remains {
     pub pools: BTreeMap<MintUrl, PublicKey>,
     /// Proofs that relays kept.
     pub proofs: BTreeMap<(MintUrl, CurrencyUnit), Vec<Proof>>,
-    /// For each keyset the NUT-13 counter below which nothing is missing in
-    /// `proofs`.
-    pub counters: BTreeMap<Id, u32>,
+    /// Proofs of events that others replaced: most are spent.
+    pub stale: BTreeMap<(MintUrl, CurrencyUnit), Vec<Proof>>,
+    /// How far the secrets of each keyset were used, and below which counter
+    /// nothing is missing in `proofs`.
+    pub counters: BTreeMap<Id, CounterTag>,
     /// What `proofs` came to when they were backed up. A relay that gives less
     /// has lost some, and then `counters` say nothing.
     pub held: BTreeMap<(MintUrl, CurrencyUnit), u64>,
@@ -62,7 +64,16 @@ impl Remains {
     pub fn of(found: &Found) -> Self {
         let mut remains = Self { proofs: found.tokens.clone(), ..Self::default() };
         remains.mints.extend(found.ehash.mints.iter().chain(&found.identity.mints).cloned());
-        remains.counters.extend(found.ehash.counters.iter().copied());
+        for counter in &found.ehash.counters {
+            remains.counters.insert(counter.keyset, *counter);
+        }
+        for FoundToken { content, .. } in &found.stale {
+            let purse = (content.mint.clone(), content.unit.clone());
+            remains.stale.entry(purse).or_default().extend(content.proofs.iter().cloned());
+        }
+        if !found.unread.is_empty() {
+            remains.distrust_counters();
+        }
         for HeldTag { mint, unit, amount } in found.ehash.held.iter().cloned() {
             remains.mints.insert(mint.clone());
             remains.held.insert((mint, unit), amount);
@@ -77,6 +88,13 @@ impl Remains {
             }
         }
         remains
+    }
+}
+
+impl Remains {
+    /// Has every mint asked for every counter.
+    pub fn distrust_counters(&mut self) {
+        self.counters.values_mut().for_each(|counter| counter.from = 0);
     }
 }
 
@@ -158,7 +176,11 @@ impl Wallet {
     fn is_ours(&self, error: &WalletError) -> bool {
         !matches!(
             error,
-            WalletError::Cashu(_) | WalletError::Unreachable { .. } | WalletError::BadSignatures(_)
+            WalletError::Cashu(_)
+                | WalletError::Unreachable { .. }
+                | WalletError::BadSignatures(_)
+                | WalletError::NoRelay(_)
+                | WalletError::Mailbox(_)
         )
     }
 
@@ -174,18 +196,44 @@ impl Wallet {
         let keysets = connector.get_mint_keysets().await.map_err(unreachable)?.keysets;
         self.store.add_mint_keysets(mint.clone(), keysets.clone()).await?;
         let mut report = RestoredAt::default();
-        for ((_, unit), proofs) in remains.proofs.iter().filter(|((at, _), _)| at == mint) {
+        report.spent += self.forget_spent_at(mint, &connector, progress).await?;
+        let kept = remains.proofs.iter().chain(&remains.stale);
+        for ((_, unit), proofs) in kept.filter(|((at, _), _)| at == mint) {
             let candidates = proofs.iter().cloned().map(|proof| Candidate { proof, counter: None });
             let candidates = candidates.collect();
             self.admit(mint, unit, candidates, &connector, &mut report, progress).await?;
         }
         let lacking = self.lacking(mint, remains).await?;
         for info in keysets {
-            let known = remains.counters.get(&info.id).copied().unwrap_or(0);
-            let from = if lacking.contains(&info.unit) { 0 } else { known };
-            self.restore_keyset(mint, &info, from, &connector, &mut report, progress).await?;
+            let fresh = CounterTag { keyset: info.id, from: 0, next: 0 };
+            let mut counter = remains.counters.get(&info.id).copied().unwrap_or(fresh);
+            if lacking.contains(&info.unit) {
+                counter.from = 0;
+            }
+            self.restore_keyset(mint, &info, counter, &connector, &mut report, progress).await?;
         }
         Ok(report)
+    }
+
+    /// Forgets what the wallet has as unspent and the mint knows as spent. How
+    /// many.
+    async fn forget_spent_at(
+        &self,
+        mint: &MintUrl,
+        connector: &Connector,
+        progress: &(dyn Fn(RestoreStep) + Send + Sync),
+    ) -> Result<usize, WalletError> {
+        let unspent = Some(vec![State::Unspent]);
+        let held = self.store.get_proofs(Some(mint.clone()), None, unspent, None).await?;
+        let ys: Vec<_> = held.iter().map(|info| info.y).collect();
+        let told = states(connector, &ys, progress).await?;
+        let spent = ys.into_iter().zip(told).filter(|(_, state)| *state == State::Spent);
+        let spent: Vec<_> = spent.map(|(y, _)| y).collect();
+        let count = spent.len();
+        if count > 0 {
+            self.store.update_proofs(Vec::new(), spent).await?;
+        }
+        Ok(count)
     }
 
     /// Units of which less is unspent here than the relays once held.
@@ -211,16 +259,16 @@ impl Wallet {
         &self,
         mint: &MintUrl,
         info: &KeySetInfo,
-        from: u32,
+        known: CounterTag,
         connector: &Connector,
         report: &mut RestoredAt,
         progress: &(dyn Fn(RestoreStep) + Send + Sync),
     ) -> Result<(), WalletError> {
         let keyset = self.keyset(mint, info.id, connector).await?;
-        let (mut next, mut empty, mut unsigned) = (from, 0, BTreeSet::new());
+        let (mut next, mut empty, mut unsigned) = (known.from, 0, BTreeSet::new());
         // One past the last counter with a signature.
-        let mut used = from;
-        while empty < EMPTY_WINDOWS {
+        let mut used = known.from;
+        while empty < EMPTY_WINDOWS || next < known.next {
             let window: Vec<u32> = (next..next + WINDOW).collect();
             let signed = self.ask(&keyset, &window, connector).await?;
             let found: HashSet<u32> = signed.iter().filter_map(|found| found.counter).collect();
@@ -228,14 +276,15 @@ impl Wallet {
             used = found.iter().map(|counter| counter + 1).fold(used, u32::max);
             empty = if found.is_empty() { empty + 1 } else { 0 };
             next += WINDOW;
+            self.defer_batches(&info.id, &found).await?;
             self.admit(mint, &info.unit, signed, connector, report, progress).await?;
             progress(RestoreStep::Scanned(info.id, next));
         }
-        if used == 0 {
+        if used.max(known.next) == 0 {
             return Ok(());
         }
         // The pool may hold blanks beyond the last one that it signed.
-        let end = used + MAX_BLANKS as u32;
+        let end = known.next.max(used + MAX_BLANKS as u32);
         unsigned.retain(|counter| *counter < end);
         self.note_restored(info.id, unsigned, end).await
     }

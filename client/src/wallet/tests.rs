@@ -5,13 +5,17 @@ use std::path::Path;
 
 use bitcoin::BlockHash;
 use bitcoin::hashes::Hash;
+use std::os::unix::fs::PermissionsExt;
+
 use cdk::Amount;
 use cdk::dhke::sign_message;
 use cdk::nuts::{
     BlindSignature, CurrencyUnit, Id, KeySet, Keys as CashuKeys, PublicKey as CashuKey, SecretKey,
 };
+use cdk_common::wallet::ProofInfo;
 use hashpit_nips::eh01::{EpochKeyset, EpochState as Phase};
 use hashpit_nips::eh02::{Batch, SignedBlank, Statement};
+use hashpit_nips::eh03::CounterTag;
 use hashpit_nips::{EpochId, HashUnits, Work, WorkBits};
 use nostr_sdk::{EventId, Keys, Timestamp};
 
@@ -209,13 +213,59 @@ async fn the_counter_that_is_backed_up_never_passes_a_blank_that_the_pool_has() 
     let (dir, mint) = (tempfile::tempdir().unwrap(), Mint::new(1));
     let (wallet, blanks) = with_blanks(dir.path(), &mint).await;
     let keyset = mint.announced.keyset.id;
-    assert_eq!(wallet.backup_state().await.unwrap().counters, []);
+    let counter = |from| CounterTag { keyset, from, next: 16 };
+    assert_eq!(wallet.backup_state().await.unwrap().counters, [counter(0)]);
     wallet.apply(mint.batch(0, &[8, 1], &blanks)).await.unwrap();
     let state = wallet.backup_state().await.unwrap();
-    assert_eq!(state.counters, [(keyset, 2)], "14 blanks are out from there on");
+    assert_eq!(state.counters, [counter(2)], "14 blanks are out from there on");
     assert_eq!((state.epochs[0].batches, state.epochs[0].received), (1, HashUnits::new(9)));
     assert_eq!(state.mints, std::slice::from_ref(&mint.announced.mint));
     // Out of order: the pool may sign the blanks between.
     wallet.apply(mint.batch(2, &[4], &blanks[9..])).await.unwrap();
-    assert_eq!(wallet.backup_state().await.unwrap().counters, [(keyset, 2)]);
+    assert_eq!(wallet.backup_state().await.unwrap().counters, [counter(2)]);
+}
+
+fn proof(number: u8, keyset: Id) -> cdk::nuts::Proof {
+    let point = SecretKey::from_slice(&[number; 32]).unwrap().public_key();
+    let secret = cdk::secret::Secret::new(format!("{number:064}"));
+    cdk::nuts::Proof::new(Amount::from(1), keyset, secret, point)
+}
+
+#[tokio::test]
+async fn a_pool_moves_its_own_ehash_and_nothing_else() {
+    let (dir, mut mint) = (tempfile::tempdir().unwrap(), Mint::new(1));
+    let (wallet, blanks) = with_blanks(dir.path(), &mint).await;
+    wallet.apply(mint.batch(0, &[8], &blanks)).await.unwrap();
+    let (other, id) = ("https://sats.example", mint.announced.keyset.id);
+    let sat =
+        ProofInfo::new(proof(7, id), other.parse().unwrap(), State::Unspent, CurrencyUnit::Sat);
+    wallet.store.update_proofs(vec![sat.unwrap()], Vec::new()).await.unwrap();
+    // First it claims to live where our sats are, then elsewhere.
+    for (time, url) in [(11, other), (12, "https://evil.example")] {
+        mint.announced.mint = url.parse().unwrap();
+        wallet.learn(&mint.announced, Timestamp::from(time)).await.unwrap().unwrap();
+    }
+    let balances = wallet.balances().await.unwrap();
+    let at = |unit: &str| balances.iter().find(|one| one.unit == unit).unwrap().mint.clone();
+    assert_eq!(at("sat"), other);
+    assert_eq!(at(&mint.unit().to_string()), "https://evil.example");
+}
+
+#[tokio::test]
+async fn a_known_pools_unit_at_a_strangers_mint_is_refused() {
+    let (dir, mint) = (tempfile::tempdir().unwrap(), Mint::new(1));
+    let (wallet, _) = with_blanks(dir.path(), &mint).await;
+    let unit = mint.announced.keyset.unit.clone();
+    let proofs = vec![proof(9, mint.announced.keyset.id)];
+    let token = Token::new("https://evil.example".parse().unwrap(), proofs, None, unit);
+    let refused = wallet.receive(&token.to_string()).await;
+    assert!(matches!(refused, Err(WalletError::NotThePoolsMint { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn the_database_is_its_owners_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wallet");
+    wallet(&path).await;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
 }

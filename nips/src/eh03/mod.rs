@@ -17,7 +17,7 @@ mod wallet;
 
 pub use history::{Direction, HistoryContent, Marker};
 pub use token::{MAX_PLAINTEXT, TokenContent, split};
-pub use wallet::{EpochTag, HeldTag, PoolTag, WalletContent};
+pub use wallet::{CounterTag, EpochTag, HeldTag, PoolTag, WalletContent};
 
 use nostr::{Event, EventBuilder, EventId, Kind, Tag, TagKind};
 

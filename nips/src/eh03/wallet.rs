@@ -22,10 +22,8 @@ pub struct WalletContent {
     pub privkeys: Vec<SecretKey>,
     /// `pool`: the pools that ehash is claimed from.
     pub pools: Vec<PoolTag>,
-    /// `counter`: of a keyset, the lowest NUT-13 counter that may still be
-    /// looked for at the mint. Everything below it was signed, and is in a
-    /// token event or spent.
-    pub counters: Vec<(Id, u32)>,
+    /// `counter`: how far the secrets of each keyset were used.
+    pub counters: Vec<CounterTag>,
     /// `epoch`: how far the issuance of each epoch has come.
     pub epochs: Vec<EpochTag>,
     /// `held`: what the token events are worth together, by mint and unit. A
@@ -63,6 +61,18 @@ pub struct EpochTag {
     pub received: HashUnits,
 }
 
+/// `["counter", <keyset id>, <from>, <next>]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CounterTag {
+    /// The keyset.
+    pub keyset: Id,
+    /// The lowest NUT-13 counter that may still be looked for at the mint.
+    /// Everything below it was signed, and is in a token event or spent.
+    pub from: u32,
+    /// The next counter: none from it on was used.
+    pub next: u32,
+}
+
 /// `["held", <mint URL>, <unit>, <amount>]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldTag {
@@ -86,7 +96,9 @@ impl WalletContent {
         }));
         tags.extend(self.epochs.iter().map(EpochTag::encode));
         let counters = self.counters.iter();
-        tags.extend(counters.map(|(id, next)| tag("counter", [id.to_string(), next.to_string()])));
+        tags.extend(counters.map(|CounterTag { keyset, from, next }| {
+            tag("counter", [keyset as &dyn Display, from, next])
+        }));
         tags.extend(self.held.iter().map(HeldTag::encode));
         tags.extend(self.relays.iter().map(|relay| tag("relay", [relay])));
         tags.extend(self.other.iter().cloned());
@@ -105,8 +117,8 @@ impl WalletContent {
         Ok(content)
     }
 
-    /// Unites with what another event of the same wallet says: of a counter the
-    /// lower, of what is held the more, of an epoch what came further, of all else
+    /// Unites with what another event of the same wallet says: of a counter's
+    /// ends the outer, of what is held the more, of an epoch what came further, of all else
     /// both.
     pub fn merge(&mut self, other: Self) {
         unite(&mut self.mints, other.mints);
@@ -119,10 +131,13 @@ impl WalletContent {
                 None => self.pools.push(theirs),
             }
         }
-        for (id, theirs) in other.counters {
-            match self.counters.iter_mut().find(|(ours, _)| *ours == id) {
-                Some((_, ours)) => *ours = theirs.min(*ours),
-                None => self.counters.push((id, theirs)),
+        for theirs in other.counters {
+            match self.counters.iter_mut().find(|ours| ours.keyset == theirs.keyset) {
+                Some(ours) => {
+                    ours.from = ours.from.min(theirs.from);
+                    ours.next = ours.next.max(theirs.next);
+                }
+                None => self.counters.push(theirs),
             }
         }
         for theirs in other.held {
@@ -148,7 +163,11 @@ impl WalletContent {
             ("mint", [mint]) => self.mints.push(mint.parse().ok()?),
             ("privkey", [key]) => self.privkeys.push(SecretKey::from_hex(key).ok()?),
             ("relay", [relay]) => self.relays.push(relay.parse().ok()?),
-            ("counter", [id, next]) => self.counters.push((id.parse().ok()?, decimal(next)?)),
+            ("counter", [keyset, from, next]) => self.counters.push(CounterTag {
+                keyset: keyset.parse().ok()?,
+                from: decimal(from)?,
+                next: decimal(next)?,
+            }),
             ("pool", [pool, relays @ ..]) => {
                 let relays = relays.iter().map(|relay| relay.parse().ok());
                 let relays = relays.collect::<Option<_>>()?;

@@ -65,6 +65,10 @@ pub async fn restore(
     let wallet = wallet.with_route(via).with_relays(options.relays.clone());
     let found = from_relays(&wallet, &options.relays, json).await?;
     let mut remains = found.as_ref().map(Remains::of).unwrap_or_default();
+    if !options.mints.is_empty() {
+        // Whoever names a mint wants it asked for everything.
+        remains.distrust_counters();
+    }
     remains.mints.extend(options.mints);
     if let Some(found) = &found {
         wallet.remember_pools(&found.ehash.pools).await?;
