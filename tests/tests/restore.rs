@@ -9,6 +9,7 @@ use std::time::Duration;
 use hashpit_client::Wallet;
 use hashpit_client::backup::{self, Backup, FetchProgress, Settings};
 use hashpit_client::issuance::{self, Progress, Until};
+use hashpit_client::mint::Route;
 use hashpit_client::wallet::{Remains, What};
 use hashpit_nips::HashUnits;
 use hashpit_tests::house::{PoolHouse, RelayHouse, relay_and_pool};
@@ -146,6 +147,36 @@ async fn what_a_relay_has_lost_is_asked_of_the_mint() {
         restored.restore(&remains, &|_| ()).await.unwrap();
         assert_eq!(held(&restored).await, due, "{kept} proofs kept");
     }
+    pool.stop().await.unwrap();
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_silent_mint_could_not_say_is_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (relay, pool) = relay_and_pool(dir).await.unwrap();
+    let (lost, other) = (wallet(&dir.join("lost")).await, wallet(&dir.join("other")).await);
+    let settings = Settings { relays: vec![relay.url.clone()], quorum: None };
+    lost.set_backup_settings(&settings).await.unwrap();
+    let earned = pool.pay_for_work(&lost, &relay).await.unwrap().get();
+    let (progress, _) = watch::channel(FetchProgress::default());
+    let (ehash, relays) = (Arc::new(lost.backup_keys()), [relay.url.clone()]);
+    let found = backup::fetch(ehash, lost.signer(), &relays, progress).await.unwrap();
+    // The relays do not hear of this any more.
+    let token = lost.send(3, None).await.unwrap().to_string();
+    other.receive(&token).await.unwrap();
+
+    let remains = Remains::of(&found);
+    let restored = Wallet::create(&dir.join("restored"), lost.seed().clone(), None).await.unwrap();
+    // No relay of the pool is known, so there is no way to the mint.
+    let cut_off = restored.clone().with_route(Route::Nostr);
+    let report = cut_off.restore(&remains, &|_| ()).await.unwrap();
+    assert!(report.values().all(|found| found.unverified.is_some()), "{report:?}");
+    assert_eq!(held(&restored).await, earned);
+    let report = restored.restore(&remains, &|_| ()).await.unwrap();
+    assert!(report.values().all(|found| found.unverified.is_none() && found.spent > 0));
+    assert_eq!(held(&restored).await, earned - 3);
     pool.stop().await.unwrap();
     relay.stop().await.unwrap();
 }
