@@ -6,8 +6,9 @@
 //! and go, so that devices stay connected where their protocol allows it. It
 //! promises that a device hears `true` only of a share that the pool has
 //! acknowledged (unless a setting says otherwise), that each share is answered
-//! once, that what one device sends costs no other anything, and that every
-//! queue and buffer has a limit. It counts what the pool has acknowledged, for
+//! once, that what one device sends costs no other anything (one whose shares
+//! the pool refuses again and again is dropped, before the pool drops the
+//! connection that it shares), and that every queue and buffer has a limit. It counts what the pool has acknowledged, for
 //! comparison with what the pool has signed ([`reconcile`]).
 //!
 //! | module | what lives in it |
@@ -60,7 +61,8 @@ use upstream::Upstream;
 #[derive(Clone)]
 pub struct Config {
     /// The pools, the best first. Another is used only while those before it
-    /// take no connection.
+    /// take no connection, which is tried anew every few minutes
+    /// ([`Settings::retry_better_pool_secs`]).
     pub pools: Vec<PoolAddress>,
     /// Who is credited: the wallet's key.
     pub miner: PublicKey,
@@ -152,6 +154,7 @@ impl Proxy {
         let upstream = Upstream::new(
             config.pools.clone(),
             config.settings.channels_per_connection,
+            config.settings.retry_better_pool(),
             stop.clone(),
             tasks.clone(),
         );

@@ -20,6 +20,14 @@ pub(super) const MAX_SILENCE: Duration = Duration::from_secs(300);
 /// Commands that wait for one connection to the pool. When they are that many,
 /// devices wait.
 pub(super) const LINK_QUEUE: usize = 256;
+/// Shares of one device that the pool has refused in a row, stale ones not
+/// counted, after which the device is dropped. Pools drop a connection for such,
+/// ours after 1,000, and the connection is other devices' too.
+pub(super) const MAX_REFUSED_IN_A_ROW: u32 = 100;
+/// Shares of one Sv2 connection that the pool has not judged yet, on all
+/// channels together. When they are that many, the device waits: it must not be
+/// able to send a thousand wrong ones before the first is refused.
+pub(super) const MAX_SV2_IN_FLIGHT: usize = 256;
 /// Shares a minute that a suggested difficulty is taken to aim at, as most
 /// pools do: it tells a hash rate, and the pool sets the difficulty.
 pub(super) const SUGGESTED_SHARES_PER_MINUTE: f64 = 12.0;
@@ -57,6 +65,9 @@ pub struct Settings {
     /// Channels on one connection to the pool. A pool has a limit too; for more
     /// channels the proxy makes further connections.
     pub channels_per_connection: usize,
+    /// While a pool that is not the first is used: seconds between two tries of
+    /// those before it.
+    pub retry_better_pool_secs: u64,
     /// Shares of one device that the pool has not judged yet. When they are
     /// that many, the device is not read until an answer comes.
     pub max_in_flight: usize,
@@ -83,6 +94,7 @@ impl Default for Settings {
             max_sv2_connections: 256,
             max_sv2_channels: 256,
             channels_per_connection: 256,
+            retry_better_pool_secs: 300,
             max_in_flight: 64,
             max_lines_per_second: 100,
             handshake_timeout_secs: 60,
@@ -110,10 +122,17 @@ impl Settings {
         if self.channels_per_connection == 0 {
             return refuse("channels_per_connection", "at least 1");
         }
+        if self.retry_better_pool_secs == 0 {
+            return refuse("retry_better_pool_secs", "at least 1");
+        }
         if self.max_lines_per_second == 0 {
             return refuse("max_lines_per_second", "at least 1");
         }
         Ok(())
+    }
+
+    pub(super) fn retry_better_pool(&self) -> Duration {
+        Duration::from_secs(self.retry_better_pool_secs)
     }
 
     pub(super) fn handshake_timeout(&self) -> Duration {
