@@ -6,8 +6,10 @@
 //! | [`translator`] | the stock Sv2 translator |
 //! | [`tap`] | what a Stratum V1 server told its miner |
 //! | [`foreign_relay`] | nostr-rs-relay |
+//! | [`bunker`] | a remote signer by NDK |
 //! | [`pair`] | a pool and the wallet that it pays |
 
+pub mod bunker;
 pub mod foreign_relay;
 pub mod pair;
 pub mod tap;
@@ -49,6 +51,19 @@ pub async fn node(script: &str, args: &[&str]) -> Result<Value> {
     let output = node.output().await.context("node does not start")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// One of the scripts in `js/ndk/`, which have packages of their own.
+pub fn ndk(script: &str) -> Result<Command> {
+    let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("js/ndk");
+    ensure!(
+        js.join("node_modules/@nostr-dev-kit/ndk").is_dir(),
+        "NDK is missing; run tests/interop/install first"
+    );
+    let mut node = Command::new("node");
+    // Node 20 has it only if asked to.
+    node.arg("--experimental-websocket").arg(js.join(script)).kill_on_drop(true);
+    Ok(node)
 }
 
 /// Where `install` has put a program.

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use hashpit_client::issuance::{self, Until};
 use hashpit_client::miner::{self, Progress};
 use hashpit_client::wallet::Wallet;
@@ -12,6 +12,7 @@ use hashpit_nips::HashUnits;
 use hashpit_pool::template::Bits;
 use hashpit_pool::{Config, Status};
 use hashpit_tests::house::PoolHouse;
+use hashpit_tests::proxy_house::{ProxyHouse, address};
 use nostr_sdk::{RelayUrl, ToBech32};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +55,12 @@ impl Pair {
         Ok(self.wallet.public_key().to_bech32()?)
     }
 
+    /// Starts a proxy that mines for the wallet.
+    pub async fn proxy(&self) -> Result<ProxyHouse> {
+        let pools = vec![address(&self.pool)?];
+        ProxyHouse::start(pools, self.wallet.public_key(), ProxyHouse::settings()).await
+    }
+
     /// Mines with hashpit's own CPU miner until the pool has acknowledged
     /// `shares` of them, or more.
     pub async fn mine(&self, shares: u64) -> Result<()> {
@@ -81,16 +88,23 @@ impl Pair {
     /// mining.
     pub async fn claim(&self) -> Result<Status> {
         loop {
-            let (progress, _) = watch::channel(issuance::Progress::default());
-            let (pool, relays) = (self.pool.key, std::slice::from_ref(&self.relay));
-            let (until, stop) = (Until::Settled(CLAIM), CancellationToken::new());
-            issuance::claim(&self.wallet, pool, relays, until, progress, stop).await?;
             // A last share may have been on its way to the ledger.
-            let status = self.pool.monitor.status();
+            let status = self.settle().await?;
             if self.ehash().await? == self.pool.epoch.work.units_in(status.totals.work)? {
                 return Ok(status);
             }
         }
+    }
+
+    /// Claims through the relay until the pool owes nothing more, and returns
+    /// the pool's books. What arrived is backed up, if the wallet has a backup.
+    pub async fn settle(&self) -> Result<Status> {
+        let (progress, _) = watch::channel(issuance::Progress::default());
+        let (pool, relays) = (self.pool.key, std::slice::from_ref(&self.relay));
+        let (until, stop) = (Until::Settled(CLAIM), CancellationToken::new());
+        let claimed = issuance::claim(&self.wallet, pool, relays, until, progress, stop).await?;
+        ensure!(claimed.safe, "settled before it was backed up");
+        Ok(self.pool.monitor.status())
     }
 
     /// Ehash in the wallet.

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -15,19 +14,12 @@ use hashpit_tests::house::RelayHouse;
 use hashpit_tests::sat_mint::SatMint;
 use nostr_sdk::{Keys, RelayUrl};
 use serde_json::{Value, json};
-use tokio::process::Command;
 use tokio::sync::watch;
 
 async fn ndk(relay: &RelayUrl, keys: &Keys, more: &[&str]) -> Result<Value> {
-    let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("js/nip60");
-    ensure!(
-        js.join("node_modules/@nostr-dev-kit/wallet").is_dir(),
-        "NDK's wallet is missing; run tests/interop/install first"
-    );
-    let mut node = Command::new("node");
-    node.arg("--experimental-websocket").arg(js.join("wallet.mjs"));
+    let mut node = hashpit_interop::ndk("wallet.mjs")?;
     node.args([relay.as_str(), &keys.secret_key().to_secret_hex()]).args(more);
-    let output = node.kill_on_drop(true).output().await.context("node does not start")?;
+    let output = node.output().await.context("node does not start")?;
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{complaint}");
     serde_json::from_slice(&output.stdout).with_context(|| complaint.into_owned())

@@ -10,7 +10,6 @@ use hashpit_interop::translator::{Settings, Translator};
 use hashpit_interop::within_patience;
 use hashpit_nips::Work;
 use hashpit_tests::house::RelayHouse;
-use hashpit_tests::proxy_house::{ProxyHouse, address};
 use hashpit_tests::sv1_miner::Sv1Miner;
 
 /// What the pool is set to: 20,000 hashes a share at first. That is far below
@@ -66,7 +65,7 @@ async fn mine_and_claim_below(settings: Settings, targets: usize, proxied: bool)
     let config = Pair::config(&relay.url, POOL.hashrate, POOL.shares_per_minute).unwrap();
     let pair = Pair::start(dir.path(), config).await.unwrap();
     let proxy = match proxied {
-        true => Some(proxy(&pair).await),
+        true => Some(pair.proxy().await.unwrap()),
         false => None,
     };
     let server = proxy.as_ref().map(|proxy| (proxy.sv2, proxy.authority.as_str()));
@@ -112,12 +111,6 @@ async fn mine_and_claim_below(settings: Settings, targets: usize, proxied: bool)
     }
     pair.pool.stop().await.unwrap();
     relay.stop().await.unwrap();
-}
-
-async fn proxy(pair: &Pair) -> ProxyHouse {
-    let pools = vec![address(&pair.pool).unwrap()];
-    let miner = pair.wallet.public_key();
-    ProxyHouse::start(pools, miner, ProxyHouse::settings()).await.unwrap()
 }
 
 /// Mines until shares at so many different targets have been accepted.
