@@ -47,6 +47,10 @@ const MAX_KEYS: usize = 10_000;
 /// Blinded messages in one swap. Their signatures, with DLEQ proofs, are twice as
 /// long, and have to fit into one event once the swap cannot be undone.
 const MAX_OUTPUTS: usize = 150;
+/// How long an answer may take to be stored by a relay. A relay that is silent
+/// must not hold up the others' wallets; the answer is kept, and given again to
+/// a wallet that asks again.
+const DELIVER: Duration = Duration::from_secs(2);
 /// How long requests under way may take to finish when the pool stops.
 const DRAIN: Duration = Duration::from_secs(5);
 /// What the mint may answer; far more than one event holds.
@@ -228,7 +232,7 @@ async fn deliver(
     mailbox: &Mailbox,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let event = eh07::seal(response, keys, wallet, Timestamp::now(), &mut OsRng)?;
-    Ok(mailbox.publish(&event).await?)
+    Ok(timeout(DELIVER, mailbox.publish(&event)).await??)
 }
 
 /// A refusal by the gateway itself, in words, where the mint would give NUT-00's
@@ -237,8 +241,8 @@ fn refusal(id: RequestId, status: u16, reason: &str) -> Response {
     Response { id, status, body: Value::from(reason) }
 }
 
-/// `None` for what wallets have no need of: quotes and melts do not exist for
-/// Quotes and melts do not exist for ehash, and a socket cannot be carried.
+/// False for what wallets have no need of: quotes and melts do not exist for
+/// ehash, and a socket cannot be carried.
 fn may_pass(method: Method, path: &str) -> bool {
     match method {
         Method::Get => match path.strip_prefix("/v1/keys/") {

@@ -40,6 +40,8 @@ pub enum Fault {
     WantsAuth,
     /// Refuses every event.
     Refuses,
+    /// Takes events, and never says so.
+    Silent,
 }
 
 /// A running relay.
@@ -146,6 +148,9 @@ async fn session(stream: TcpStream, state: &Mutex<State>) {
             }
             _ => Vec::new(),
         };
+        if fault == Fault::Silent && message[0] == "EVENT" {
+            continue;
+        }
         if fault == Fault::Reorders {
             tokio::time::sleep(Duration::from_millis(30)).await;
         }

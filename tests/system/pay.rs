@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use cdk::nuts::{PaymentRequestPayload, Token};
 use hashpit_client::Wallet;
-use hashpit_client::pay::{self, Order, Outcome, Payee, RequestTerms};
+use hashpit_client::pay::{self, Order, Outcome, PayError, Payee, RequestTerms};
+use hashpit_client::wallet::What;
+use hashpit_mailbox::Mailbox;
+use hashpit_tests::bad_relay::{BadRelay, Fault};
 use hashpit_tests::house::{PoolHouse, RelayHouse, relay_and_pool};
 use hashpit_tests::process::Process;
-use nostr_sdk::{RelayUrl, ToBech32};
+use nostr_sdk::{EventBuilder, Keys, Kind, RelayUrl, Tag, Timestamp, ToBech32};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -131,7 +135,7 @@ async fn cut_short(dir: &Path, relay: RelayHouse, pool: PoolHouse) {
     for number in 0..PAYMENTS {
         let mut pay = Command::new(env!("CARGO_BIN_EXE_hashpit"));
         pay.arg("--data-dir").arg(dir.join("payer")).args(["wallet", "pay", &npub(&payee), "1"]);
-        pay.args(["--relay", relay.url.as_str()]);
+        pay.args(["--again", "--relay", relay.url.as_str()]);
         let mut pay = Process::start(&mut pay, &dir.join(format!("pay-{number}.log"))).unwrap();
         sleep(Duration::from_millis(rng.random_range(0..LIFE_MS))).await;
         pay.kill();
@@ -142,7 +146,7 @@ async fn cut_short(dir: &Path, relay: RelayHouse, pool: PoolHouse) {
         }
     }
     // The last one is not cut short, and delivers what waits.
-    hashpit(dir.join("payer"), &["pay", &npub(&payee), "1"]).await.unwrap();
+    hashpit(dir.join("payer"), &["pay", &npub(&payee), "1", "--again"]).await.unwrap();
     assert!(payer.outbox().await.unwrap().is_empty());
     let relays = [relay.url.clone()];
     let arrived = pay::collect(&payee, &relays, true).await.unwrap();
@@ -172,9 +176,15 @@ async fn what_cannot_be_delivered_waits_and_can_be_taken_back() {
     drop(away);
     let there: RelayUrl = format!("ws://{address}").parse().unwrap();
     let to: Payee = npub(&payee).parse().unwrap();
-    let order = |amount| Order { amount: Some(amount), unit: None, relays: vec![there.clone()] };
+    let order = |amount, again| Order {
+        amount: Some(amount),
+        relays: vec![there.clone()],
+        again,
+        ..Order::default()
+    };
     for amount in [1, 2] {
-        let undelivered = pay::pay(&payer, &to, &order(amount)).await.unwrap_err().to_string();
+        let once = order(amount, false);
+        let undelivered = pay::pay(&payer, &to, &once).await.unwrap_err().to_string();
         assert!(undelivered.contains("--take-back"), "{undelivered}");
     }
     assert_eq!(held(&payer).await, (whole - 3, 3));
@@ -184,9 +194,25 @@ async fn what_cannot_be_delivered_waits_and_can_be_taken_back() {
     assert_eq!(payer.take_back(&second.id).await.unwrap().amount, 2);
     assert!(payer.take_back(&second.id).await.is_err());
     assert_eq!(payer.outbox().await.unwrap().len(), 1);
+    let undelivered = pay::pay(&payer, &to, &order(1, true)).await.unwrap_err();
+    let PayError::Undelivered { id: again, .. } = undelivered else { panic!("{undelivered}") };
+    payer.take_back(&again).await.unwrap();
+
+    // What is reclaimed by its entry in the history is not delivered any more.
+    pay::pay(&payer, &to, &order(3, false)).await.unwrap_err();
+    let sent = payer.history().await.unwrap();
+    let sent = sent.iter().find(|sent| (sent.what, sent.amount) == (What::Sent, 3)).unwrap();
+    payer.reclaim(&sent.id).await.unwrap();
+    let waiting = payer.outbox().await.unwrap();
+    assert_eq!((waiting.len(), waiting[0].amount, held(&payer).await), (1, 1, (whole - 1, 1)));
 
     let listener = TcpListener::bind(address).await.unwrap();
     let back = RelayHouse::start_on(listener, &dir.join("back")).await.unwrap();
+    // The same command again, by a script: not delivered and then paid once more.
+    let repeated = ["pay", &npub(&payee), "1", "--relay", there.as_str()];
+    let refused = hashpit(dir.join("payer"), &repeated).await.unwrap_err();
+    assert!(refused.contains(&waiting[0].id) && refused.contains("--again"), "{refused}");
+    assert_eq!(held(&payer).await, (whole - 1, 1));
     let retried = pay::deliver_waiting(&payer).await.unwrap();
     assert_eq!((retried.len(), &retried[0].waits), (1, &None));
     let arrived = pay::collect(&payee, &[there], true).await.unwrap();
@@ -207,8 +233,9 @@ async fn shop(listener: &TcpListener, status: &str) -> Value {
         text.extend_from_slice(&some[..count]);
         let Some(head) = text.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
         if let Ok(body) = serde_json::from_slice(&text[head + 4..]) {
-            let answer =
-                format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-length: 4\r\nconnection: close\r\n\r\n\x1b[2J"
+            );
             socket.write_all(answer.as_bytes()).await.unwrap();
             return body;
         }
@@ -217,7 +244,7 @@ async fn shop(listener: &TcpListener, status: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shop_is_paid_by_http_and_asked_again_after_an_error() {
+async fn a_shop_is_paid_by_http_once_whatever_it_answers() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let (relay, pool) = relay_and_pool(dir).await.unwrap();
@@ -238,16 +265,65 @@ async fn a_shop_is_paid_by_http_and_asked_again_after_an_error() {
     assert!(to.to_string().contains("two shares"));
 
     let order = Order::default();
-    let (first, undelivered) =
-        tokio::join!(shop(&listener, "503 Busy"), pay::pay(&payer, &to, &order));
+    let try_to_pay =
+        async |answer| tokio::join!(shop(&listener, answer), pay::pay(&payer, &to, &order));
+    let (first, undelivered) = try_to_pay("503 Busy").await;
     assert!(undelivered.unwrap_err().to_string().contains("503"));
-    let (again, retried) = tokio::join!(shop(&listener, "200 OK"), pay::deliver_waiting(&payer));
-    assert_eq!((retried.unwrap()[0].waits.clone(), &again), (None, &first));
-    assert_eq!((&again["id"], &again["unit"]), (&json!(request.payment_id), &json!(unit)));
-    let proofs = again["proofs"].as_array().unwrap();
+    assert_eq!((&first["id"], &first["unit"]), (&json!(request.payment_id), &json!(unit)));
+    let proofs = first["proofs"].as_array().unwrap();
     let sum: u64 = proofs.iter().map(|proof| proof["amount"].as_u64().unwrap()).sum();
     assert_eq!((sum, proofs[0]["id"].as_str().unwrap().len()), (2, 66));
-    assert_eq!(held(&payer).await, (whole - 2, 2));
+
+    // The same payment each time; a redirection is not followed, and what a shop
+    // writes does not reach the terminal as it is.
+    for (answer, words) in [
+        ("302 Found\r\nlocation: /elsewhere", "redirections"),
+        ("400 Bad Request", "answered 400: \\u{1b}[2J"),
+    ] {
+        let (again, undelivered) = try_to_pay(answer).await;
+        let undelivered = undelivered.unwrap_err().to_string();
+        assert!(undelivered.contains(words), "{undelivered}");
+        assert_eq!((&again, held(&payer).await), (&first, (whole - 2, 2)));
+    }
+    // The shop has received it, and its answer was lost.
+    let PaymentRequestPayload { mint, proofs, unit, .. } =
+        serde_json::from_value(first.clone()).unwrap();
+    let token = Token::new(mint, proofs, None, unit).to_string();
+    assert_eq!(payee.receive(&token).await.unwrap().amount, 2);
+    let (again, paid) = try_to_pay("400 Spent").await;
+    assert_eq!((&again, paid.unwrap().amount), (&first, 2));
+    assert!(payer.outbox().await.unwrap().is_empty());
+    assert_eq!((held(&payer).await.0, held(&payee).await.0), (whole - 2, 2));
+    pool.stop().await.unwrap();
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_full_of_rubbish_hides_no_payment() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (relay, pool) = relay_and_pool(dir).await.unwrap();
+    let (payer, payee, _) = two_wallets(dir, &pool, &relay).await;
+    let there = BadRelay::start(Fault::None).await.unwrap();
+    let to: Payee = npub(&payee).parse().unwrap();
+    let relays = vec![there.url.clone()];
+    let order = Order { amount: Some(1), relays: relays.clone(), ..Order::default() };
+    pay::pay(&payer, &to, &order).await.unwrap();
+
+    // More than a page, all of one second, and newer than the payment.
+    let keys = Keys::generate();
+    let stranger = Mailbox::connect(keys.clone(), &relays).await.unwrap();
+    stranger.connected(Duration::from_secs(10)).await;
+    let now = Timestamp::now();
+    for number in 0..250 {
+        let rubbish = EventBuilder::new(Kind::GiftWrap, number.to_string());
+        let rubbish = rubbish.tag(Tag::public_key(payee.public_key())).custom_created_at(now);
+        stranger.publish(&rubbish.sign_with_keys(&keys).unwrap()).await.unwrap();
+    }
+    stranger.close().await;
+    assert_eq!(there.events().len(), 251);
+    let arrived = pay::collect(&payee, &relays, true).await.unwrap();
+    assert_eq!((arrived.len(), held(&payee).await), (1, (1, 0)));
     pool.stop().await.unwrap();
     relay.stop().await.unwrap();
 }

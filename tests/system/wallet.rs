@@ -103,3 +103,13 @@ fn completions_and_codes_are_printed() {
     let exported = json(&run(dir, &exported, Some("pass"), ""));
     assert!(exported["ncryptsec"].as_str().unwrap().starts_with("ncryptsec1"));
 }
+
+#[test]
+fn a_remote_signers_uri_is_read_from_stdin() {
+    let dir = tempfile::tempdir().unwrap();
+    let init = ["wallet", "init", "--signer", "-"];
+    let refused = stderr(&run(dir.path(), &init, None, "no-bunker\nmore\n"));
+    let by_argument = tempfile::tempdir().unwrap();
+    let init = ["wallet", "init", "--signer", "no-bunker"];
+    assert_eq!(refused, stderr(&run(by_argument.path(), &init, None, "")));
+}

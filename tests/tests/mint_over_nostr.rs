@@ -20,11 +20,13 @@ use hashpit_client::wallet::{MintUrl, Remains};
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::eh07::{self, Method, Request, RequestId, Response};
 use hashpit_nips::{WorkBits, kind};
+use hashpit_tests::bad_relay::{BadRelay, Fault};
 use hashpit_tests::house::{PoolHouse, RelayHouse};
 use nostr_sdk::secp256k1::rand::rngs::OsRng;
 use nostr_sdk::{Filter, Keys, RelayUrl, Timestamp};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 /// Only a test that fails waits so long.
@@ -405,4 +407,31 @@ async fn restore(owner: &Wallet, pool: &PoolHouse, relay: &RelayHouse) {
     assert_eq!(restored.status, 200, "{restored:?}");
     assert_eq!(restored.body["signatures"].as_array().unwrap().len(), 100);
     println!("100 signatures restored: {} bytes", restored.body.to_string().len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_relay_of_the_pool_holds_up_no_wallet() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let relay = RelayHouse::start(&dir.join("relay")).await.unwrap();
+    let silent = BadRelay::start(Fault::Silent).await.unwrap();
+    let pool = unreachable_mint(dir, &[relay.url.clone(), silent.url.clone()]).await;
+    let begun = Instant::now();
+    let mut asked = JoinSet::new();
+    for _ in 0..2 {
+        let line = Line::open(pool.key, std::slice::from_ref(&relay.url)).await.unwrap();
+        let line = Arc::new(line);
+        for _ in 0..40 {
+            let line = Arc::clone(&line);
+            asked.spawn(async move { line.request(Method::Get, "/v1/info".into(), None).await });
+        }
+    }
+    for answer in asked.join_all().await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    println!("80 answers in {:?}", begun.elapsed());
+    // The SDK waits ten seconds for a relay; of 80 requests 32 are served at once.
+    assert!(begun.elapsed() < Duration::from_secs(18), "{:?}", begun.elapsed());
+    pool.stop().await.unwrap();
+    relay.stop().await.unwrap();
 }

@@ -193,7 +193,8 @@ pub struct Init {
     /// Encrypt the words with a password (NIP-49).
     #[arg(long)]
     pub encrypt: bool,
-    /// Leave the Nostr identity with a remote signer (NIP-46): `bunker://…`.
+    /// Leave the Nostr identity with a remote signer (NIP-46): `bunker://…`, or
+    /// `-` to read it from stdin, where no other user sees its secret.
     #[arg(long, value_name = "BUNKER")]
     pub signer: Option<String>,
 }
@@ -209,7 +210,8 @@ pub struct Restore {
     /// Encrypt the words with a password (NIP-49).
     #[arg(long)]
     pub encrypt: bool,
-    /// The remote signer that held the Nostr identity (NIP-46): `bunker://…`.
+    /// The remote signer that held the Nostr identity (NIP-46): `bunker://…`, or
+    /// `-` to read it from stdin, as a second line after the words.
     #[arg(long, value_name = "BUNKER")]
     pub signer: Option<String>,
 }
@@ -290,6 +292,12 @@ pub struct Pay {
     /// A relay that the payee reads; may be repeated.
     #[arg(long = "relay", value_name = "URL")]
     pub relays: Vec<RelayUrl>,
+    /// Pay once more, although a payment of this amount to the same payee waits.
+    ///
+    /// Without it a payment that failed half way may be repeated safely: it is
+    /// delivered, or refused, and never paid twice.
+    #[arg(long)]
+    pub again: bool,
 }
 
 #[derive(Debug, clap::Args)]

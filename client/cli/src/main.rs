@@ -64,13 +64,16 @@ fn run(args: Args) -> anyhow::Result<()> {
     })
 }
 
-/// An error and what caused it, without what was said already.
+/// An error and what caused it, without what was said already. Mints, shops and
+/// relays may have written parts of it.
 fn in_words(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+    let causes = error.chain().map(ToString::to_string);
+    let words = causes.fold(String::new(), |said, cause| match said.as_str() {
         "" => cause,
         said if said.contains(&cause) => said.to_owned(),
         said => format!("{said}: {cause}"),
-    })
+    });
+    terminal::printable(&words)
 }
 
 /// Cancelled by Ctrl-C or SIGTERM; a second one ends the process at once.
@@ -113,4 +116,20 @@ fn log(args: &Args) {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_said_once_and_cannot_steer_the_terminal() {
+        let error = anyhow::anyhow!("the mint said \u{1b}]0;pwned\u{7}").context("not received");
+        let said = "not received: the mint said \u{fffd}]0;pwned\u{fffd}";
+        assert_eq!(in_words(&error), said);
+        assert_eq!(
+            in_words(&error.context("all: the mint said \u{1b}]0;pwned\u{7}")),
+            "all: the mint said \u{fffd}]0;pwned\u{fffd}: not received"
+        );
+    }
 }

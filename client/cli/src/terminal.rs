@@ -45,6 +45,12 @@ pub fn grouped(number: u64) -> String {
     groups.join(" ")
 }
 
+/// Somebody else's words, without what a terminal would obey.
+pub fn printable(text: &str) -> String {
+    let control = |letter: char| letter.is_control() && letter != '\n';
+    text.replace(control, "\u{fffd}")
+}
+
 /// How long ago, in the largest unit that fits.
 pub fn ago(at: u64) -> String {
     let seconds = Timestamp::now().as_secs().saturating_sub(at);
@@ -120,9 +126,31 @@ pub fn read(what: &str) -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
+/// The next line of stdin; in a terminal, asks for it.
+pub fn line(what: &str) -> anyhow::Result<String> {
+    if io::stdin().is_terminal() {
+        eprintln!("{what}, then press Enter:");
+    }
+    let mut text = String::new();
+    io::stdin().read_line(&mut text).context("cannot read stdin")?;
+    Ok(text.trim().to_owned())
+}
+
+/// A remote signer's URI: `-` stands for the next line of stdin, since everybody
+/// on the machine may read arguments, and the URI may hold a secret.
+pub fn signer(given: String) -> anyhow::Result<String> {
+    if given == "-" { line("Type the remote signer's bunker://…") } else { Ok(given) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_strangers_words_do_not_move_the_cursor() {
+        let said = printable("no\u{1b}[2J\u{9b}1A\r\u{7}, really\nnot");
+        assert_eq!(said, "no\u{fffd}[2J\u{fffd}1A\u{fffd}\u{fffd}, really\nnot");
+    }
 
     #[test]
     fn digits_stand_in_threes() {

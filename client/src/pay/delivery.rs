@@ -1,11 +1,12 @@
 //! Gets a recorded payment to its payee.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cdk::nuts::{PaymentRequest, TransportType};
 use cdk_common::HttpClient;
 use hashpit_mailbox::Mailbox;
-use nostr_sdk::{Event, EventBuilder, Filter, Keys, Kind, PublicKey, RelayUrl, Tag};
+use nostr_sdk::{Event, EventBuilder, Filter, Keys, Kind, PublicKey, RelayUrl, Tag, ToBech32, Url};
 use tokio::time::timeout;
 
 use super::{Order, PayError, Payee, PayeeError};
@@ -24,25 +25,67 @@ pub(super) async fn destination(
     payee: &Payee,
     order: &Order,
 ) -> Result<(Destination, Form), PayError> {
-    match payee {
-        Payee::Key { key, relays } => {
-            let relays = relays_of(wallet, *key, relays, &order.relays).await?;
-            Ok((Destination::Nostr { key: *key, relays }, Form::Token))
+    let form = match payee {
+        Payee::Key { .. } => Form::Token,
+        Payee::Request(request) => Form::Payload { id: request.payment_id.clone() },
+    };
+    let to = match address(payee)? {
+        Address::Shop(url) => Destination::Post { url: url.into() },
+        Address::Key(key, named) => {
+            let relays = relays_of(wallet, key, &named, &order.relays).await?;
+            Destination::Nostr { key, relays }
         }
-        Payee::Request(request) => {
-            let form = Form::Payload { id: request.payment_id.clone() };
-            let (to, address) = transport(request)?;
-            let unknown = || PayeeError::Address(address.to_owned());
-            if to == TransportType::HttpPost {
-                let is_url = address.starts_with("https://") || address.starts_with("http://");
-                let url = is_url.then(|| address.to_owned()).ok_or_else(unknown)?;
-                return Ok((Destination::Post { url }, form));
+    };
+    Ok((to, form))
+}
+
+/// Where a payee says that it takes tokens.
+enum Address {
+    Shop(Url),
+    Key(PublicKey, Vec<RelayUrl>),
+}
+
+impl Payee {
+    /// Who gets the token, whatever the payee is called: the host of a shop, or an
+    /// npub.
+    pub fn recipient(&self) -> Result<String, PayeeError> {
+        Ok(match address(self)? {
+            Address::Shop(url) => url.host_str().unwrap_or_default().to_owned(),
+            Address::Key(key, _) => {
+                let Ok(npub) = key.to_bech32();
+                npub
             }
-            let profile: Payee = address.parse().map_err(|_| unknown())?;
-            let Payee::Key { key, relays } = profile else { return Err(unknown().into()) };
-            let relays = relays_of(wallet, key, &relays, &order.relays).await?;
-            Ok((Destination::Nostr { key, relays }, form))
-        }
+        })
+    }
+}
+
+fn address(payee: &Payee) -> Result<Address, PayeeError> {
+    let request = match payee {
+        Payee::Key { key, relays } => return Ok(Address::Key(*key, relays.clone())),
+        Payee::Request(request) => request,
+    };
+    let (by, address) = transport(request)?;
+    if by == TransportType::HttpPost {
+        return shop(address).map(Address::Shop);
+    }
+    match address.parse() {
+        Ok(Payee::Key { key, relays }) => Ok(Address::Key(key, relays)),
+        _ => Err(PayeeError::Address(address.to_owned())),
+    }
+}
+
+/// A shop's URL: encrypted, unless it is on this machine or Tor encrypts.
+fn shop(address: &str) -> Result<Url, PayeeError> {
+    let unknown = || PayeeError::Address(address.to_owned());
+    let url = Url::parse(address).map_err(|_| unknown())?;
+    let host = url.host_str().ok_or_else(unknown)?;
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    let here = ip.map_or(host == "localhost", |ip| ip.is_loopback());
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if here || host.ends_with(".onion") => Ok(url),
+        "http" => Err(PayeeError::InTheClear(address.to_owned())),
+        _ => Err(unknown()),
     }
 }
 
@@ -116,7 +159,11 @@ pub(super) async fn deliver(wallet: &Wallet, mut payment: Outgoing) -> Result<()
         return Err("the mint has not made the token yet".to_owned());
     };
     match payment.to.clone() {
-        Destination::Post { url } => post(&url, &message).await?,
+        Destination::Post { url } => match post(&url, &message).await {
+            // It may have received the token before, and its answer was lost.
+            Err(Unposted::Refused(_)) if wallet.is_spent(&payment).await.unwrap_or(false) => {}
+            posted => posted.map_err(|error| words(&error))?,
+        },
         Destination::Nostr { key, relays } => {
             let sealed = match payment.sealed.take() {
                 Some(sealed) => sealed,
@@ -153,18 +200,36 @@ async fn publish(relays: &[RelayUrl], event: &Event) -> Result<(), String> {
     published
 }
 
-async fn post(url: &str, message: &str) -> Result<(), String> {
-    let payload: serde_json::Value =
-        serde_json::from_str(message).map_err(|error| error.to_string())?;
-    let sent = timeout(DELIVER, HttpClient::new().post(url).json(&payload).send()).await;
+/// Why a shop did not take a payment. What the shop wrote is escaped: it goes to
+/// a terminal.
+#[derive(Debug, thiserror::Error)]
+enum Unposted {
+    /// It answered that the payment is at fault (4xx).
+    #[error("{0}")]
+    Refused(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+async fn post(url: &str, message: &str) -> Result<(), Unposted> {
+    let failed = |error: &dyn std::fmt::Display| Unposted::Failed(error.to_string());
+    let payload: serde_json::Value = serde_json::from_str(message).map_err(|e| failed(&e))?;
+    // A token goes where the payer was told that it goes, and nowhere else.
+    let client = HttpClient::builder().no_redirects().build().map_err(|e| failed(&e))?;
+    let sent = timeout(DELIVER, client.post(url).json(&payload).send()).await;
+    let url = url.escape_debug();
     match sent {
         Ok(Ok(answer)) if answer.is_success() => Ok(()),
         Ok(Ok(answer)) => {
-            let said: String = answer.body_lossy().chars().take(200).collect();
-            Err(format!("{url} answered {}: {said}", answer.status()))
+            let (status, body) = (answer.status(), answer.body_lossy());
+            let said: String = body.chars().take(200).collect();
+            let words = format!("{url} answered {status}: {}", said.escape_debug());
+            let refused = (400..500).contains(&status);
+            Err(if refused { Unposted::Refused(words) } else { Unposted::Failed(words) })
         }
-        Ok(Err(error)) => Err(format!("{url}: {error}")),
-        Err(_) => Err(format!("{url} did not answer in {DELIVER:?}")),
+        Ok(Err(error)) => Err(Unposted::Failed(format!("{url}: {error}"))),
+        Err(_) => Err(Unposted::Failed(format!("{url} did not answer in {DELIVER:?}"))),
     }
 }
 
@@ -189,5 +254,26 @@ mod tests {
         assert_eq!(transport_of(serde_json::json!([{"t": "nostr", "a": "any"}])).unwrap(), "any");
         assert_eq!(transport_of(serde_json::json!([nostr("99")])), Err(PayeeError::NoTransport));
         assert_eq!(transport_of(serde_json::json!([])), Err(PayeeError::NoTransport));
+    }
+
+    #[test]
+    fn a_shop_is_encrypted_or_on_this_machine() {
+        let taken = |url| shop(url).map(|url| url.host_str().unwrap().to_owned());
+        for (url, host) in [
+            ("https://shop.example/pay", "shop.example"),
+            ("https://shop.example@evil.example/", "evil.example"),
+            ("http://127.0.0.1:8080/pay", "127.0.0.1"),
+            ("http://[::1]/", "[::1]"),
+            ("http://localhost/", "localhost"),
+            ("http://abc.onion/pay", "abc.onion"),
+        ] {
+            assert_eq!(taken(url).as_deref(), Ok(host));
+        }
+        for url in ["http://shop.example", "http://10.0.0.1", "http://127.0.0.1.shop.example"] {
+            assert_eq!(taken(url), Err(PayeeError::InTheClear(url.to_owned())));
+        }
+        for url in ["", "shop.example", "ftp://shop.example", "file:///etc", "https://"] {
+            assert_eq!(taken(url), Err(PayeeError::Address(url.to_owned())));
+        }
     }
 }

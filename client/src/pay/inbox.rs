@@ -106,18 +106,23 @@ async fn fetch(wallet: &Wallet, mailbox: &Mailbox) -> Result<Vec<Event>, PayErro
     let done = wallet.noted_wraps().await?;
     let mine = Filter::new().kind(Kind::GiftWrap).pubkey(mailbox.public_key()).limit(PAGE);
     let (mut seen, mut wraps) = (HashSet::new(), Vec::<Event>::new());
-    let mut until: Option<Timestamp> = None;
+    let (mut until, mut stuck) = (None::<Timestamp>, false);
     for _ in 0..PAGES {
         let filter = until.map_or(mine.clone(), |until| mine.clone().until(until));
         let (page, answered) = mailbox.fetch(filter, PATIENCE).await?;
         if answered == 0 {
             return Err(PayError::NoAnswer);
         }
-        until = page.iter().map(|event| event.created_at).min();
+        let oldest = page.iter().map(|event| event.created_at).min();
         let fresh: Vec<_> = page.into_iter().filter(|event| seen.insert(event.id)).collect();
         if fresh.is_empty() {
-            break;
+            // The end, or a second with more wraps than a page: `until` cannot
+            // point into it, and strangers could fill one to hide what is older.
+            let Some(full) = until.filter(|_| !stuck) else { break };
+            (until, stuck) = (Some(full - 1), true);
+            continue;
         }
+        (until, stuck) = (oldest, false);
         wraps.extend(fresh.into_iter().filter(|event| !done.contains(&event.id)));
     }
     wraps.sort_by_key(|event| event.created_at);

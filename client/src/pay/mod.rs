@@ -22,7 +22,7 @@ use nostr_sdk::RelayUrl;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::wallet::{Terms, Wallet, WalletError};
+use crate::wallet::{PaidOut, Terms, Wallet, WalletError};
 pub use inbox::{Arrived, Outcome, collect};
 pub use payee::{Payee, PayeeError};
 pub use request::{RequestTerms, request};
@@ -47,7 +47,7 @@ pub enum PayError {
     NoAnswer,
     /// Taken out of the wallet and recorded, and not delivered.
     #[error(
-        "payment {id} is not delivered yet: {reason}; the next pay or claim tries again, \
+        "payment {id} is not delivered yet: {reason}; `hashpit wallet outbox` tries again, \
          or take it back with `hashpit wallet outbox --take-back {id}`"
     )]
     Undelivered {
@@ -55,6 +55,17 @@ pub enum PayError {
         id: String,
         /// Why.
         reason: String,
+    },
+    /// A payment that may be the same one waits. Nothing was taken out.
+    #[error(
+        "payment {id} of {amount} to the same payee waits already; `hashpit wallet outbox` \
+         delivers it, and --again pays once more"
+    )]
+    Waiting {
+        /// Names the payment that waits.
+        id: String,
+        /// Its units.
+        amount: u64,
     },
 }
 
@@ -67,6 +78,9 @@ pub struct Order {
     pub unit: Option<String>,
     /// Relays to publish to, beside the payee's.
     pub relays: Vec<RelayUrl>,
+    /// Pay although a payment to the same payee waits, for the same request or of
+    /// the same amount.
+    pub again: bool,
 }
 
 /// A payment that a relay or the payee has.
@@ -83,15 +97,30 @@ pub struct Paid {
 }
 
 /// Pays, and returns once a relay or the payee has the token.
+///
+/// May be repeated: where a payment for the same request waits, that one is
+/// delivered; where another one waits that may have been meant, it is
+/// [`PayError::Waiting`]. [`Order::again`] overrides both.
 pub async fn pay(wallet: &Wallet, payee: &Payee, order: &Order) -> Result<Paid, PayError> {
     let (amount, unit, mints) = payee.price(order)?;
     let (to, form) = delivery::destination(wallet, payee, order).await?;
-    let payment = wallet.pay_out(Terms { amount, unit, mints, to, form }).await?;
+    let terms = Terms { amount, unit, mints, to: to.clone(), form, again: order.again };
+    let payment = match wallet.pay_out(terms).await? {
+        PaidOut::Now(payment) => payment,
+        PaidOut::Before(mut payment) => {
+            // By the relays that are known by now.
+            payment.to = to;
+            payment
+        }
+        PaidOut::Alike(payment) => {
+            return Err(PayError::Waiting { id: payment.id, amount: payment.amount });
+        }
+    };
     let paid = Paid {
         id: payment.id.clone(),
         unit: payment.unit.clone(),
         mint: payment.mint.clone(),
-        amount,
+        amount: payment.amount,
     };
     match delivery::deliver(wallet, payment).await {
         Ok(()) => Ok(paid),

@@ -67,6 +67,12 @@ pub enum PayeeError {
          use `hashpit wallet send` and hand the token over"
     )]
     NoTransport,
+    /// A shop's address that would give the token to whoever listens on the way.
+    #[error(
+        "the request's address {0:?} is not encrypted, and a token sent there could be stolen on \
+         the way; ask for a request with an https:// address"
+    )]
+    InTheClear(String),
     /// A way that does not parse.
     #[error("the request's address {0:?} does not parse; ask for a new request")]
     Address(String),
@@ -159,7 +165,7 @@ mod tests {
     }
 
     fn order(amount: Option<u64>, unit: Option<&str>) -> Order {
-        Order { amount, unit: unit.map(str::to_owned), relays: Vec::new() }
+        Order { amount, unit: unit.map(str::to_owned), ..Order::default() }
     }
 
     #[test]

@@ -95,8 +95,9 @@ impl Wallet {
     }
 
     /// Takes back a token that nobody has received: swaps its proofs for new
-    /// ones, so that the token is worthless. `id` may be shortened as long as it
-    /// names one entry. The amount.
+    /// ones, so that the token is worthless, and a payment that it was made for is
+    /// not delivered any more. `id` may be shortened as long as it names one entry.
+    /// The amount.
     pub async fn reclaim(&self, id: &str) -> Result<Entry, WalletError> {
         let _lock = self.lock().await?;
         let mut found = self.history().await?;
@@ -111,7 +112,11 @@ impl Wallet {
         let cdk = self.cdk(&entry.mint, &entry.unit).await?;
         let id: TransactionId =
             entry.id.parse().map_err(|_| WalletError::NoSuchToken(entry.id.clone()))?;
+        let send = self.store.get_transaction(id.clone()).await?.and_then(|sent| sent.saga_id);
         cdk.revert_transaction(id).await.map_err(|error| super::explain(error, &cdk.mint_url))?;
+        if let Some(send) = send {
+            self.forget_send(&send.to_string()).await?;
+        }
         Ok(entry)
     }
 }

@@ -15,10 +15,10 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use cdk::Amount;
 use cdk::mint_url::MintUrl;
-use cdk::nuts::{PaymentRequestPayload, Token};
+use cdk::nuts::{CheckStateRequest, PaymentRequestPayload, Proofs, ProofsMethods, State, Token};
 use cdk::wallet::SendOptions;
+use cdk::{Amount, Wallet as CdkWallet};
 use cdk_common::wallet::{KeysetLoadPolicy, OperationData};
 use hashpit_nips::HashUnits;
 use nostr_sdk::{Event, EventId, PublicKey, RelayUrl};
@@ -51,6 +51,17 @@ pub enum Destination {
     },
 }
 
+impl Destination {
+    /// True if both are the same payee, by whichever relays.
+    fn reaches(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Nostr { key, .. }, Self::Nostr { key: other, .. }) => key == other,
+            (Self::Post { url }, Self::Post { url: other }) => url == other,
+            _ => false,
+        }
+    }
+}
+
 /// What the payee gets to read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -73,6 +84,19 @@ pub(crate) struct Terms {
     pub(crate) mints: Vec<MintUrl>,
     pub(crate) to: Destination,
     pub(crate) form: Form,
+    /// Take units out although a payment like this one waits.
+    pub(crate) again: bool,
+}
+
+/// What became of an order to pay.
+#[derive(Debug)]
+pub(crate) enum PaidOut {
+    /// Taken out of the wallet.
+    Now(Outgoing),
+    /// Nothing: a payment for the same request waits.
+    Before(Outgoing),
+    /// Nothing: a payment waits that may have been meant to be this one.
+    Alike(Outgoing),
 }
 
 /// A payment that has not arrived yet.
@@ -103,6 +127,25 @@ impl fmt::Debug for Outgoing {
         let mut outgoing = f.debug_struct("Outgoing");
         outgoing.field("id", id).field("unit", unit).field("amount", amount).field("to", to);
         outgoing.field("token", &"<redacted>").finish_non_exhaustive()
+    }
+}
+
+impl Terms {
+    /// What waits already: a payment for the same request, or else one of the
+    /// same amount to the same payee.
+    fn find(&self, waiting: Vec<Outgoing>) -> Option<PaidOut> {
+        let asked = matches!(self.form, Form::Payload { id: Some(_) });
+        let same_request = |payment: &Outgoing| asked && payment.form == self.form;
+        let same_price = |payment: &Outgoing| {
+            let unit = self.unit.as_ref().is_none_or(|unit| *unit == payment.unit);
+            unit && payment.amount == self.amount
+        };
+        let to_payee = waiting.into_iter().filter(|payment| payment.to.reaches(&self.to));
+        let (same, others): (Vec<_>, Vec<_>) =
+            to_payee.partition(|payment| same_request(payment) && same_price(payment));
+        let alike = |payment: &Outgoing| same_request(payment) || payment.amount == self.amount;
+        let before = same.into_iter().next().map(PaidOut::Before);
+        before.or_else(|| others.into_iter().find(alike).map(PaidOut::Alike))
     }
 }
 
@@ -149,10 +192,17 @@ impl Wallet {
         Ok(self.store.kv_write(NAMESPACE, INBOX, &wrap.to_hex(), &[VERSION]).await?)
     }
 
-    /// Takes units out of the wallet, recorded with their destination.
-    pub(crate) async fn pay_out(&self, terms: Terms) -> Result<Outgoing, WalletError> {
+    /// Takes units out of the wallet, recorded with their destination; unless a
+    /// payment like this one waits: an order is repeated when its first try has
+    /// failed, and must not be paid twice.
+    pub(crate) async fn pay_out(&self, terms: Terms) -> Result<PaidOut, WalletError> {
         let _lock = self.lock().await?;
         self.resume_swaps().await?;
+        if !terms.again
+            && let Some(found) = terms.find(self.outbox().await?)
+        {
+            return Ok(found);
+        }
         let balance = self.choose_at(terms.unit.as_deref(), &terms.mints).await?;
         if balance.amount < terms.amount {
             return Err(WalletError::Insufficient {
@@ -183,26 +233,37 @@ impl Wallet {
         let token = prepared.confirm(None).await.map_err(explained)?;
         payment.token = Some(token.to_string());
         self.save_payment(&payment).await?;
-        Ok(payment)
+        Ok(PaidOut::Now(payment))
     }
 
     /// What the payee gets to read; `None` while cdk has made no token.
     pub(crate) async fn message(&self, payment: &Outgoing) -> Result<Option<String>, WalletError> {
         let Some(token) = &payment.token else { return Ok(None) };
         let Form::Payload { id } = &payment.form else { return Ok(Some(token.clone())) };
-        let invalid = |error: &dyn fmt::Display| WalletError::Token(error.to_string());
-        let token: Token = token.parse().map_err(|error| invalid(&error))?;
         let cdk = self.cdk(&payment.mint, &payment.unit).await?;
-        let keysets = cdk.keysets(KeysetLoadPolicy::default()).await?;
-        let infos: Vec<_> = keysets.into_iter().map(info).collect();
         let payload = PaymentRequestPayload {
             id: id.clone(),
             memo: None,
             mint: cdk.mint_url.clone(),
             unit: cdk.unit.clone(),
-            proofs: token.proofs(&infos).map_err(|error| invalid(&error))?,
+            proofs: proofs(&cdk, token).await?,
         };
         Ok(Some(serde_json::to_string(&payload).expect("strings and numbers are JSON")))
+    }
+
+    /// True if the mint knows the whole token as spent (NUT-07): the payee has
+    /// received it, whatever it answered.
+    pub(crate) async fn is_spent(&self, payment: &Outgoing) -> Result<bool, WalletError> {
+        let Some(token) = &payment.token else { return Ok(false) };
+        let cdk = self.cdk(&payment.mint, &payment.unit).await?;
+        let ys = proofs(&cdk, token).await?.ys().map_err(cdk::Error::from)?;
+        let ys: HashSet<_> = ys.into_iter().collect();
+        let request = CheckStateRequest { ys: ys.iter().copied().collect() };
+        let answer = cdk.mint_connector().post_check_state(request).await;
+        let states = answer.map_err(|error| explain(error, &cdk.mint_url))?.states;
+        let spent = states.iter().filter(|told| told.state == State::Spent);
+        let spent: HashSet<_> = spent.map(|told| told.y).collect();
+        Ok(!ys.is_empty() && ys.is_subset(&spent))
     }
 
     pub(crate) async fn save_payment(&self, payment: &Outgoing) -> Result<(), WalletError> {
@@ -212,6 +273,16 @@ impl Wallet {
 
     pub(crate) async fn forget_payment(&self, id: &str) -> Result<(), WalletError> {
         Ok(self.store.kv_remove(NAMESPACE, TABLE, id).await?)
+    }
+
+    /// Forgets the payments of a send whose token is void.
+    pub(super) async fn forget_send(&self, operation: &str) -> Result<(), WalletError> {
+        for payment in self.outbox().await? {
+            if payment.operation == operation {
+                self.forget_payment(&payment.id).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes a payment that has not arrived back into the wallet; an error if the
@@ -251,4 +322,12 @@ impl Wallet {
         }
         Ok(())
     }
+}
+
+async fn proofs(cdk: &CdkWallet, token: &str) -> Result<Proofs, WalletError> {
+    let invalid = |error: &dyn fmt::Display| WalletError::Token(error.to_string());
+    let token: Token = token.parse().map_err(|error| invalid(&error))?;
+    let keysets = cdk.keysets(KeysetLoadPolicy::default()).await?;
+    let infos: Vec<_> = keysets.into_iter().map(info).collect();
+    token.proofs(&infos).map_err(|error| invalid(&error))
 }

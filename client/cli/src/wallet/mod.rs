@@ -35,7 +35,10 @@ pub async fn run(
     let dir = data_dir.join("wallet");
     let (json, via) = (options.json, options.via);
     match options.command {
-        WalletCommand::Init(options) => return make::init(&dir, options, json).await,
+        WalletCommand::Init(mut options) => {
+            options.signer = options.signer.map(terminal::signer).transpose()?;
+            return make::init(&dir, options, json).await;
+        }
         WalletCommand::Restore(options) => return make::restore(&dir, options, via, json).await,
         _ => {}
     }
@@ -78,14 +81,15 @@ pub async fn open_or_create(dir: &Path) -> anyhow::Result<Wallet> {
     }
 }
 
-/// `hash_02ab…cdef_840000`: enough of the pool's key to tell pools apart.
+/// `hash_02ab…cdef_840000`: enough of the pool's key to tell pools apart. Other
+/// units may be anybody's words, and are escaped.
 pub fn short_unit(unit: &str) -> String {
     match unit.parse::<EpochId>() {
         Ok(EpochId { pool, height }) => {
             let key = pool.to_hex();
             format!("hash_02{}…{}_{height}", &key[..2], &key[60..])
         }
-        Err(_) => unit.to_owned(),
+        Err(_) => unit.escape_debug().to_string(),
     }
 }
 
@@ -93,6 +97,20 @@ pub fn short_unit(unit: &str) -> String {
 fn noun(unit: &str) -> String {
     match unit.parse::<EpochId>() {
         Ok(_) => format!("ehash of {}", short_unit(unit)),
-        Err(_) => unit.to_owned(),
+        Err(_) => short_unit(unit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_shortened_or_escaped() {
+        let key = nostr_sdk::Keys::generate().public_key().to_hex();
+        let short = format!("hash_02{}…{}_7", &key[..2], &key[60..]);
+        assert_eq!(noun(&format!("hash_02{key}_7")), format!("ehash of {short}"));
+        assert_eq!(noun("sat"), "sat");
+        assert_eq!(noun("\u{1b}[2Jsat\n"), "\\u{1b}[2Jsat\\n");
     }
 }

@@ -25,6 +25,7 @@ pub async fn balance(wallet: &Wallet, json: bool) -> anyhow::Result<()> {
     let mut table = terminal::table(&["amount", "pending", "unit", "epoch", "mint"], &[0, 1]);
     for Balance { unit, mint, amount, pending, state } in balances {
         let state = state.map(|state| state.to_string()).unwrap_or_default();
+        let mint = mint.escape_debug().to_string();
         table.add_row([grouped(amount), grouped(pending), short_unit(&unit), state, mint]);
     }
     terminal::print(&table);
@@ -94,7 +95,7 @@ pub async fn back_up(wallet: &Wallet) -> anyhow::Result<bool> {
     match Backup::connect(wallet, settings)?.sync().await {
         Ok(_) => Ok(true),
         Err(error) => {
-            eprintln!("Not backed up yet: {error}.");
+            eprintln!("Not backed up yet: {}.", terminal::printable(&error.to_string()));
             Ok(false)
         }
     }
