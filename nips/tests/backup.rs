@@ -105,7 +105,7 @@ fn merging_takes_the_lower_counter_the_later_epoch_and_both_of_all_else() {
     let text = examples()[2].to_string();
     let ours = WalletContent::decode(&text).unwrap();
     let theirs = text.replace("\"153\"", "\"60\"").replace("\"17\"", "\"18\"");
-    let theirs = theirs.replace("_840000\", \"91250\"", "_840000\", \"91251\"");
+    let theirs = theirs.replace("_840000\",\"91250\"", "_840000\",\"91251\"");
     let theirs = WalletContent::decode(&theirs.replace("relay.example", "other.example")).unwrap();
     let mut merged = ours.clone();
     merged.merge(theirs.clone());
