@@ -5,11 +5,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
+mod figures;
+
 use std::io::{BufRead, BufReader as StdBufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use figures::{p50, print_conditions};
 use hashpit_client::proxy::Settings;
 use hashpit_tests::house::PoolHouse;
 use hashpit_tests::proxy_house::{ProxyHouse, address};
@@ -35,6 +38,7 @@ fn main() {
         latency().await;
         memory().await;
     });
+    print_conditions();
 }
 
 fn miner() -> PublicKey {
@@ -69,7 +73,7 @@ async fn latency() {
         times[2].push(device.timed_share().await.unwrap());
     }
     let [direct, sv2, sv1] = times.map(p50);
-    println!("share, submitted to acknowledged, p50 of {SHARES}:");
+    println!("share, submitted to acknowledged, p50 of {SHARES} (target: 1 ms added):");
     println!("  straight to the pool    {direct:?}");
     println!("  through the proxy, Sv2  {sv2:?} ({:+.3} ms)", added(sv2, direct));
     println!("  through the proxy, Sv1  {sv1:?} ({:+.3} ms)", added(sv1, direct));
@@ -88,11 +92,6 @@ async fn share(peer: &mut Sv2Peer, channel: &mut Channel) -> Duration {
             other => channel.follow(&other),
         }
     }
-}
-
-fn p50(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 fn added(time: Duration, direct: Duration) -> f64 {
@@ -114,7 +113,7 @@ async fn memory() {
         }
         let after = proxy.resident_kb();
         println!(
-            "memory of {DEVICES} Sv1 devices{aggregate}: {:.1} KB each ({before} to {after} KB)",
+            "memory of {DEVICES} Sv1 devices{aggregate}: {:.1} KB each (target: 64 KB; {before} to {after} KB)",
             (after - before) as f64 / DEVICES as f64
         );
         drop(devices);

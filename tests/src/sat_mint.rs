@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cdk::Mint;
 use cdk::dhke::{blind_message, construct_proofs};
 use cdk::mint_url::MintUrl;
-use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, Token};
+use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, Proofs, Token};
 use cdk::secret::Secret;
 use hashpit_nips::Seed;
 use tokio::net::TcpListener;
@@ -48,6 +48,12 @@ impl SatMint {
 
     /// A new token of `amount` sats, below 2^21.
     pub async fn token(&self, amount: u64) -> anyhow::Result<Token> {
+        let proofs = self.proofs(amount).await?;
+        Ok(Token::new(self.url.clone(), proofs, None, CurrencyUnit::Sat))
+    }
+
+    /// New proofs of `amount` sats, below 2^21: one for each bit of it.
+    pub async fn proofs(&self, amount: u64) -> anyhow::Result<Proofs> {
         let keys = self.mint.keyset(&self.keyset).map(|keyset| keyset.keys);
         let keys = keys.ok_or_else(|| anyhow::anyhow!("the mint has lost its keyset"))?;
         let (mut outputs, mut rs, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
@@ -59,7 +65,6 @@ impl SatMint {
             secrets.push(secret);
         }
         let signatures = self.mint.blind_sign(outputs).await?;
-        let proofs = construct_proofs(signatures, rs, secrets, &keys)?;
-        Ok(Token::new(self.url.clone(), proofs, None, CurrencyUnit::Sat))
+        Ok(construct_proofs(signatures, rs, secrets, &keys)?)
     }
 }

@@ -1,5 +1,6 @@
-//! What real devices say first, word for word but for the difficulty, which is
-//! a CPU's; each then has a share accepted.
+//! What devices say first; each then has a share accepted. Where a firmware's
+//! source is public, its words are from there, but for the difficulty, which is
+//! a CPU's. Where it is closed, they follow what it is known to support.
 
 use hashpit_tests::sv1_miner::{Handshake, Sv1Miner};
 
@@ -20,7 +21,7 @@ const BITAXE: Handshake = Handshake {
     user: "npub1.bitaxe",
 };
 
-/// Antminer before version rolling: Bitmain's cgminer, util.c, auth_stratum. Ids
+/// Antminer before version rolling: Bitmain's bmminer, util.c, auth_stratum. Ids
 /// count from zero, and `mining.multi_version` comes last.
 const ANTMINER_S9: Handshake = Handshake {
     lines: &[
@@ -34,7 +35,8 @@ const ANTMINER_S9: Handshake = Handshake {
     user: "account.s9",
 };
 
-/// Antminer with version rolling (BIP 310, whose mask it asks for).
+/// Antminer with version rolling: its firmware is closed; the order is that of
+/// BIP 310, the mask a narrow one.
 const ANTMINER_S19: Handshake = Handshake {
     lines: &[
         r#"{"id": 1, "method": "mining.configure", "params": [["version-rolling"], {"version-rolling.min-bit-count": 2, "version-rolling.mask": "00c00000"}]}"#,
@@ -47,9 +49,11 @@ const ANTMINER_S19: Handshake = Handshake {
 };
 
 /// Whatsminer: its firmware is closed; the order and the four extensions are
-/// those of BIP 310's own example, its user agent the one that pools list.
+/// those of BIP 310, the user agent is the one that pools know it by, and a
+/// suggested difficulty was seen to come first.
 const WHATSMINER: Handshake = Handshake {
     lines: &[
+        r#"{"id":0,"method":"mining.suggest_difficulty","params":[0.00001]}"#,
         r#"{"id":1,"method":"mining.configure","params":[["minimum-difficulty","version-rolling","subscribe-extranonce","info"],{"minimum-difficulty.value":0.000001,"version-rolling.mask":"1fffe000","version-rolling.min-bit-count":2,"info.sw-version":"btminer"}]}"#,
         r#"{"id":2,"method":"mining.subscribe","params":["whatsminer/v1.0"]}"#,
         r#"{"id":3,"method":"mining.authorize","params":["whatsminer","x"]}"#,
@@ -59,8 +63,8 @@ const WHATSMINER: Handshake = Handshake {
     user: "whatsminer",
 };
 
-/// cgminer 4: util.c, initiate_stratum and auth_stratum. A session is resumed
-/// by a second parameter; here it asks for one that is long gone.
+/// cgminer 4 and its forks: util.c, initiate_stratum and auth_stratum. A session
+/// is resumed by a second parameter; here it asks for one that is long gone.
 const CGMINER: Handshake = Handshake {
     lines: &[
         r#"{"id": 0, "method": "mining.subscribe", "params": ["cgminer/4.10.0", "deadbeef"]}"#,
