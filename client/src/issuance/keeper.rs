@@ -65,6 +65,11 @@ impl Keeper {
         None
     }
 
+    /// Something changed that no batch stands for.
+    pub(super) fn stir(&mut self) {
+        self.dirty = self.backup.is_some();
+    }
+
     /// True if all that has arrived counts.
     pub(super) fn is_idle(&self) -> bool {
         !self.dirty && self.running.is_none()

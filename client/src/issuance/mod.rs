@@ -318,6 +318,7 @@ impl Claim<'_> {
         match self.wallet.adopt(statement).await {
             Ok(epoch) => {
                 info!(received = %epoch.received, "restored; counting on from the pool's word");
+                self.keeper.stir();
                 self.adopt(epoch);
                 self.top_up().await
             }
@@ -386,7 +387,10 @@ impl Claim<'_> {
     }
 
     fn adopt(&mut self, epoch: EpochState) {
+        // What has just arrived is not safe before it is backed up.
+        let safe = self.keeper.is_idle();
         self.progress.send_modify(|progress| {
+            progress.safe = safe;
             progress.epoch = Some(epoch.unit);
             progress.received = epoch.received;
             progress.batches = epoch.next_batch;
