@@ -112,7 +112,7 @@ impl Wallet {
         let cdk = self.cdk(&entry.mint, &entry.unit).await?;
         let id: TransactionId =
             entry.id.parse().map_err(|_| WalletError::NoSuchToken(entry.id.clone()))?;
-        let send = self.store.get_transaction(id.clone()).await?.and_then(|sent| sent.saga_id);
+        let send = self.store.get_transaction(id).await?.and_then(|sent| sent.saga_id);
         cdk.revert_transaction(id).await.map_err(|error| super::explain(error, &cdk.mint_url))?;
         if let Some(send) = send {
             self.forget_send(&send.to_string()).await?;
