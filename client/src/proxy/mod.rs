@@ -60,7 +60,8 @@ use upstream::Upstream;
 #[derive(Clone)]
 pub struct Config {
     /// The pools, the best first. Another is used only while those before it
-    /// take no connection.
+    /// take no connection, which is tried anew every few minutes
+    /// ([`Settings::retry_better_pool_secs`]).
     pub pools: Vec<PoolAddress>,
     /// Who is credited: the wallet's key.
     pub miner: PublicKey,
@@ -152,6 +153,7 @@ impl Proxy {
         let upstream = Upstream::new(
             config.pools.clone(),
             config.settings.channels_per_connection,
+            config.settings.retry_better_pool(),
             stop.clone(),
             tasks.clone(),
         );

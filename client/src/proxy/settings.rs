@@ -57,6 +57,9 @@ pub struct Settings {
     /// Channels on one connection to the pool. A pool has a limit too; for more
     /// channels the proxy makes further connections.
     pub channels_per_connection: usize,
+    /// While a pool that is not the first is used: seconds between two tries of
+    /// those before it.
+    pub retry_better_pool_secs: u64,
     /// Shares of one device that the pool has not judged yet. When they are
     /// that many, the device is not read until an answer comes.
     pub max_in_flight: usize,
@@ -83,6 +86,7 @@ impl Default for Settings {
             max_sv2_connections: 256,
             max_sv2_channels: 256,
             channels_per_connection: 256,
+            retry_better_pool_secs: 300,
             max_in_flight: 64,
             max_lines_per_second: 100,
             handshake_timeout_secs: 60,
@@ -110,10 +114,17 @@ impl Settings {
         if self.channels_per_connection == 0 {
             return refuse("channels_per_connection", "at least 1");
         }
+        if self.retry_better_pool_secs == 0 {
+            return refuse("retry_better_pool_secs", "at least 1");
+        }
         if self.max_lines_per_second == 0 {
             return refuse("max_lines_per_second", "at least 1");
         }
         Ok(())
+    }
+
+    pub(super) fn retry_better_pool(&self) -> Duration {
+        Duration::from_secs(self.retry_better_pool_secs)
     }
 
     pub(super) fn handshake_timeout(&self) -> Duration {

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use hashpit_client::miner::{self, Progress};
-use hashpit_client::proxy::PoolAddress;
+use hashpit_client::proxy::{PoolAddress, Settings};
 use hashpit_tests::house::PoolHouse;
 use hashpit_tests::process::free_port;
 use hashpit_tests::proxy_house::{ProxyHouse, address};
@@ -172,4 +172,30 @@ async fn the_next_pool_of_the_list_is_used() {
     assert_eq!(proxy.monitor.books().shares, 2);
     proxy.stop().await.unwrap();
     pool.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_pool_is_used_again_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = pool(&dir.path().join("first")).await;
+    let (sv2, best) = (first.sv2, address(&first).unwrap());
+    first.stop().await.unwrap();
+    let second = pool(&dir.path().join("second")).await;
+    let pools = vec![best, address(&second).unwrap()];
+    let settings = Settings { retry_better_pool_secs: 1, ..ProxyHouse::settings() };
+    let proxy = ProxyHouse::start(pools, miner(), settings).await.unwrap();
+    let mut movable = within_patience(Sv1Miner::shake_hands(proxy.sv1, MOVABLE)).await.unwrap();
+    assert_eq!(within_patience(movable.mine(2)).await.unwrap().accepted, 2);
+    assert_eq!(proxy.monitor.status().pools, [(second.sv2.to_string(), 1)]);
+
+    let config = PoolHouse::config_without_blocks(&[]).unwrap();
+    let first = PoolHouse::start_at(config, &dir.path().join("first"), sv2).await.unwrap();
+    within_patience(movable.moved()).await.unwrap();
+    let tally = within_patience(movable.mine(2)).await.unwrap();
+    assert_eq!((tally.accepted, tally.rejected.len()), (4, 0), "{tally:?}");
+    assert_eq!(proxy.monitor.status().pools, [(first.sv2.to_string(), 1)]);
+    assert_eq!(proxy.monitor.books().shares, 2);
+    proxy.stop().await.unwrap();
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
 }

@@ -1,10 +1,12 @@
 //! One connection to a pool, and the next one when it is lost: an actor that
 //! opens the channels of its lines, again on every connection, and carries
-//! messages between the pool and their owners.
+//! messages between the pool and their owners. On a connection to a fallback it
+//! goes on trying the pools before it, and moves to the first that takes one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bitcoin::Target;
 use rand::Rng;
@@ -62,9 +64,18 @@ enum LinkError {
     Silent,
 }
 
+/// A connection that is set up, and which of the pools it leads to.
+struct Connection {
+    pool: usize,
+    reader: Reader,
+    writer: Writer,
+}
+
 /// The actor.
 pub(super) struct Link {
     pools: Arc<Pools>,
+    /// Pause between two tries of the pools before the one in use.
+    retry_better: Duration,
     inbox: mpsc::Receiver<Command>,
     lines: HashMap<u64, Entry>,
     /// Which line asked for a channel, by request id.
@@ -90,9 +101,14 @@ struct Entry {
 }
 
 impl Link {
-    pub(super) fn new(pools: Arc<Pools>, inbox: mpsc::Receiver<Command>) -> Self {
+    pub(super) fn new(
+        pools: Arc<Pools>,
+        retry_better: Duration,
+        inbox: mpsc::Receiver<Command>,
+    ) -> Self {
         Self {
             pools,
+            retry_better,
             inbox,
             lines: HashMap::new(),
             asked: HashMap::new(),
@@ -119,18 +135,10 @@ impl Link {
     async fn connect_for_ever(&mut self) {
         let mut pause = RECONNECT.0;
         loop {
-            let connected = self.connect_to_first().await;
-            if let Some((reader, writer)) = connected {
-                let (pool, pools) = (self.pool, Arc::clone(&self.pools));
-                pools.connections[pool].fetch_add(1, Ordering::Relaxed);
+            let mut connected = self.connect_to_first().await;
+            while let Some(connection) = connected.take() {
                 let begun = Instant::now();
-                let ended = self.talk(reader, writer).await;
-                pools.connections[pool].fetch_sub(1, Ordering::Relaxed);
-                self.forget_connection();
-                if let Err(error) = ended {
-                    let address = &pools.list[pool].0.address;
-                    tracing::warn!(pool = address, %error, "lost the pool; connecting again");
-                }
+                connected = self.stay(connection).await;
                 if begun.elapsed() > RECONNECT.1 {
                     pause = RECONNECT.0;
                 }
@@ -141,15 +149,37 @@ impl Link {
         }
     }
 
+    /// Uses a connection until it is lost, or there is one to a better pool.
+    async fn stay(&mut self, connection: Connection) -> Option<Connection> {
+        let pools = Arc::clone(&self.pools);
+        let pool = connection.pool;
+        self.pool = pool;
+        pools.connections[pool].fetch_add(1, Ordering::Relaxed);
+        let ended = self.talk(connection).await;
+        pools.connections[pool].fetch_sub(1, Ordering::Relaxed);
+        self.forget_connection();
+        let address = &pools.list[pool].0.address;
+        match ended {
+            Ok(better) => {
+                let back = &pools.list[better.pool].0.address;
+                tracing::info!(pool = back, from = address, "a better pool is back; moving to it");
+                Some(better)
+            }
+            Err(error) => {
+                tracing::warn!(pool = address, %error, "lost the pool; connecting again");
+                None
+            }
+        }
+    }
+
     /// The first pool of the list that takes the connection.
-    async fn connect_to_first(&mut self) -> Option<(Reader, Writer)> {
+    async fn connect_to_first(&mut self) -> Option<Connection> {
         let pools = Arc::clone(&self.pools);
         for (number, (pool, _)) in pools.list.iter().enumerate() {
             match self.wait(connect(pool)).await {
-                Ok(connection) => {
+                Ok((reader, writer)) => {
                     tracing::info!(pool = pool.address, "connected to the pool");
-                    self.pool = number;
-                    return Some(connection);
+                    return Some(Connection { pool: number, reader, writer });
                 }
                 Err(error) => {
                     tracing::warn!(pool = pool.address, %error, "no connection to the pool");
@@ -171,7 +201,12 @@ impl Link {
         }
     }
 
-    async fn talk(&mut self, mut reader: Reader, mut writer: Writer) -> Result<(), LinkError> {
+    /// Carries messages until there is a connection to a better pool, or this
+    /// one is lost.
+    async fn talk(&mut self, connection: Connection) -> Result<Connection, LinkError> {
+        let Connection { pool, mut reader, mut writer } = connection;
+        let better = better_pool(Arc::clone(&self.pools), pool, self.retry_better);
+        tokio::pin!(better);
         self.generation += 1;
         self.connected = true;
         self.labels = false;
@@ -184,6 +219,7 @@ impl Link {
             // Every branch is cancel-safe: each only waits, and works afterwards.
             tokio::select! {
                 biased;
+                connection = &mut better => return Ok(connection),
                 message = reader.next(&[]) => {
                     heard = Instant::now();
                     match message {
@@ -422,6 +458,25 @@ fn channel_of(message: &MiningOwned) -> Option<u32> {
         MiningOwned::SubmitSharesSuccess(m) => Some(m.channel_id),
         MiningOwned::UpdateChannelError(m) => Some(m.channel_id),
         _ => None,
+    }
+}
+
+/// Tries the pools before this one, again and again; the first connection that
+/// one of them takes. For ever, if there is none before it.
+async fn better_pool(pools: Arc<Pools>, pool: usize, pause: Duration) -> Connection {
+    if pool == 0 {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(pause).await;
+        for (number, (better, _)) in pools.list[..pool].iter().enumerate() {
+            match connect(better).await {
+                Ok((reader, writer)) => return Connection { pool: number, reader, writer },
+                Err(error) => {
+                    tracing::debug!(pool = better.address, %error, "the better pool is not back");
+                }
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`Upstream::open`] gives a [`Line`]: a mining channel that is opened anew
 //! whenever the connection to the pool was lost, at the first pool of the list
-//! that takes it. Several lines share one connection (`link`). What a channel's
+//! that takes it, and again when a pool before that one is back. Several lines share one connection (`link`). What a channel's
 //! owner is told comes by a bounded queue that the connection never waits for:
 //! an owner that does not read is cut off.
 
@@ -10,6 +10,7 @@ mod link;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bitcoin::Target;
 use stratum_apps::key_utils::Secp256k1PublicKey as AuthorityKey;
@@ -97,6 +98,8 @@ pub(super) type Events = mpsc::Sender<(u32, FromPool)>;
 pub(super) struct Upstream {
     pools: Arc<Pools>,
     channels_per_link: usize,
+    /// Pause between two tries of the pools before the one in use.
+    retry_better: Duration,
     links: Mutex<Vec<LinkHandle>>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -122,6 +125,7 @@ impl Upstream {
     pub(super) fn new(
         pools: Vec<PoolAddress>,
         channels_per_link: usize,
+        retry_better: Duration,
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
@@ -134,7 +138,7 @@ impl Upstream {
         }
         let connections = list.iter().map(|_| AtomicUsize::new(0)).collect();
         let pools = Arc::new(Pools { list, connections });
-        Self { pools, channels_per_link, links: Mutex::default(), stop, tasks }
+        Self { pools, channels_per_link, retry_better, links: Mutex::default(), stop, tasks }
     }
 
     /// Makes the first connection before a device asks for it.
@@ -182,7 +186,7 @@ impl Upstream {
 
     fn start_link(&self) -> LinkHandle {
         let (commands, inbox) = mpsc::channel(LINK_QUEUE);
-        let link = Link::new(Arc::clone(&self.pools), inbox);
+        let link = Link::new(Arc::clone(&self.pools), self.retry_better, inbox);
         self.tasks.spawn(link.run(self.stop.clone()));
         LinkHandle { commands, load: Arc::default() }
     }
