@@ -6,8 +6,9 @@
 //! and go, so that devices stay connected where their protocol allows it. It
 //! promises that a device hears `true` only of a share that the pool has
 //! acknowledged (unless a setting says otherwise), that each share is answered
-//! once, that what one device sends costs no other anything, and that every
-//! queue and buffer has a limit. It counts what the pool has acknowledged, for
+//! once, that what one device sends costs no other anything (one whose shares
+//! the pool refuses again and again is dropped, before the pool drops the
+//! connection that it shares), and that every queue and buffer has a limit. It counts what the pool has acknowledged, for
 //! comparison with what the pool has signed ([`reconcile`]).
 //!
 //! | module | what lives in it |

@@ -20,6 +20,14 @@ pub(super) const MAX_SILENCE: Duration = Duration::from_secs(300);
 /// Commands that wait for one connection to the pool. When they are that many,
 /// devices wait.
 pub(super) const LINK_QUEUE: usize = 256;
+/// Shares of one device that the pool has refused in a row, stale ones not
+/// counted, after which the device is dropped. Pools drop a connection for such,
+/// ours after 1,000, and the connection is other devices' too.
+pub(super) const MAX_REFUSED_IN_A_ROW: u32 = 100;
+/// Shares of one Sv2 connection that the pool has not judged yet, on all
+/// channels together. When they are that many, the device waits: it must not be
+/// able to send a thousand wrong ones before the first is refused.
+pub(super) const MAX_SV2_IN_FLIGHT: usize = 256;
 /// Shares a minute that a suggested difficulty is taken to aim at, as most
 /// pools do: it tells a hash rate, and the pool sets the difficulty.
 pub(super) const SUGGESTED_SHARES_PER_MINUTE: f64 = 12.0;

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashpit_nips::Work;
 
+use super::settings::MAX_REFUSED_IN_A_ROW;
+
 /// What one pool has said of our shares, all connections together.
 #[derive(Debug, Default)]
 pub(super) struct Tally(Mutex<Books>);
@@ -62,6 +64,29 @@ enum Judged {
     Accepted,
     Refused,
     Unknown,
+}
+
+/// How many of one device's shares the pool has refused in a row, stale ones not
+/// counted.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(u32);
+
+impl Refusals {
+    pub(super) fn accepted(&mut self) {
+        self.0 = 0;
+    }
+
+    /// A share was refused with this error code.
+    pub(super) fn refused(&mut self, code: &str) {
+        if code != "stale-share" {
+            self.0 = self.0.saturating_add(1);
+        }
+    }
+
+    /// Whether the device is to be dropped.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.0 >= MAX_REFUSED_IN_A_ROW
+    }
 }
 
 /// A share that waits for the pool's word, and whose it is.
@@ -155,6 +180,22 @@ mod tests {
         assert_eq!(tally.books(), books(2, 20, 20, 0));
         assert_eq!(in_flight.lost(), [share(4), share(5)]);
         assert_eq!(tally.books(), books(2, 20, 0, 20));
+    }
+
+    #[test]
+    fn refusals_count_in_a_row_and_stale_shares_do_not() {
+        let mut refusals = Refusals::default();
+        let mut refuse = |code, times, acceptance: bool| {
+            (0..times).for_each(|_| refusals.refused(code));
+            if acceptance {
+                refusals.accepted();
+            }
+            refusals.are_too_many()
+        };
+        assert!(!refuse("difficulty-too-low", MAX_REFUSED_IN_A_ROW - 1, true));
+        assert!(!refuse("stale-share", 2 * MAX_REFUSED_IN_A_ROW, false));
+        assert!(!refuse("invalid-job-id", MAX_REFUSED_IN_A_ROW - 1, false));
+        assert!(refuse("duplicate-share", 1, false));
     }
 
     #[test]

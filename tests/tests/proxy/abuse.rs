@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use hashpit_client::proxy::Settings;
 use hashpit_tests::proxy_house::{ProxyHouse, address};
 use hashpit_tests::sv1_miner::Sv1Miner;
+use hashpit_tests::sv2_peer::{Channel, Sv2Peer};
 use serde_json::Value;
+use stratum_apps::stratum_core::parsers_sv2::MiningOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -109,6 +111,55 @@ async fn a_device_that_does_not_read_is_dropped() {
     let requests = "{\"id\":1,\"method\":\"mining.ping\",\"params\":[]}\n".repeat(1_000);
     let dropped = async { while stream.write_all(requests.as_bytes()).await.is_ok() {} };
     within_patience(dropped).await;
+    proxy.stop().await.unwrap();
+    pool.stop().await.unwrap();
+}
+
+/// Sends so many shares that meet no target, and reads what they are answered.
+async fn send_wrong(peer: &mut Sv2Peer, channel: &mut Channel, shares: usize) {
+    for _ in 0..shares {
+        let newest = channel.newest_job();
+        let share = channel.mine_where(newest, |hash, target| !target.is_met_by(hash)).unwrap();
+        peer.send_mining(share.message()).await.unwrap();
+        assert_eq!(verdict(peer, channel).await, Err("difficulty-too-low".to_owned()));
+    }
+}
+
+/// The pool's word on the one share that is on its way.
+async fn verdict(peer: &mut Sv2Peer, channel: &mut Channel) -> Result<(), String> {
+    loop {
+        match within_patience(peer.next_mining()).await.unwrap() {
+            MiningOwned::SubmitSharesSuccess(_) => return Ok(()),
+            MiningOwned::SubmitSharesError(m) => return Err(m.error_code.as_utf8_or_hex()),
+            other => channel.follow(&other),
+        }
+    }
+}
+
+/// It would cost all others their connection to the pool, which endures a
+/// thousand wrong shares in a row.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_sv2_device_that_sends_nothing_but_wrong_shares_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path()).await;
+    let proxy = proxy(&pool).await;
+    let mut peer = Sv2Peer::ready(proxy.sv2).await.unwrap();
+    let mut channel = peer.open_extended("wrong", 1.0).await.unwrap().unwrap();
+    send_wrong(&mut peer, &mut channel, 99).await;
+    let share = channel.mine().unwrap();
+    peer.send_mining(share.message()).await.unwrap();
+    assert_eq!(verdict(&mut peer, &mut channel).await, Ok(()));
+    send_wrong(&mut peer, &mut channel, 100).await;
+    // The connection has ended; it is not that nothing came for long.
+    let ended = loop {
+        match peer.next().await {
+            Ok(_) => {}
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(ended.starts_with("read: "), "{ended}");
+    let worker = &proxy.monitor.status().workers[0];
+    assert_eq!((worker.accepted, worker.rejected["difficulty-too-low"]), (1, 199));
     proxy.stop().await.unwrap();
     pool.stop().await.unwrap();
 }

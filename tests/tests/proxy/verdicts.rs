@@ -26,6 +26,9 @@ const SECRET: [u8; 32] = [9; 32];
 /// Not the one that the proxy mines for.
 const STRANGER: &str = "npub10elfcs4fr0l0r8af98jlmgdh9c8tcxjvz9qkw038js35mp4dma8qzvjptg";
 
+/// Shares refused in a row after which a device is dropped.
+const REFUSALS: u64 = 100;
+
 /// The pool's front end, and where its ledger would stand.
 struct Pool {
     sv2: SocketAddr,
@@ -158,6 +161,24 @@ async fn an_optimist_says_true_at_once() {
     assert_eq!(tally.accepted, 1);
     assert_eq!(proxy.monitor.status().workers[0].accepted, 0, "the pool has said nothing");
     say(pool.share().await, Outcome::Recorded);
+    proxy.stop().await.unwrap();
+    pool.die().await;
+}
+
+/// What its own judge lets through, the proxy does not let through for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_shares_the_pool_refuses_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pool = Pool::start(dir.path()).await;
+    let proxy = pool.proxy(ProxyHouse::settings()).await;
+    let mut device = within_patience(Sv1Miner::shake_hands(proxy.sv1, DEVICE)).await.unwrap();
+    let mining = tokio::spawn(async move { device.mine(u64::MAX).await.map(drop) });
+    for _ in 0..REFUSALS {
+        assert!(!mining.is_finished());
+        say(pool.share().await, Outcome::Duplicate);
+    }
+    assert!(within_patience(mining).await.unwrap().is_err());
+    assert_eq!(proxy.monitor.status().workers[0].rejected["duplicate-share"], REFUSALS);
     proxy.stop().await.unwrap();
     pool.die().await;
 }

@@ -28,9 +28,8 @@ use tokio_util::sync::CancellationToken;
 use super::Sv2;
 use super::channel::Channel;
 use crate::proxy::identity::{identity, worker_name};
-use crate::proxy::settings::MAX_FRAME_BYTES;
-use crate::proxy::shares::Waiting;
-use crate::proxy::stats::Worker;
+use crate::proxy::settings::{MAX_FRAME_BYTES, MAX_SV2_IN_FLIGHT};
+use crate::proxy::shares::{Refusals, Waiting};
 use crate::proxy::upstream::{Events, FromPool, Kind, Request, submission};
 use hashpit_noise::{Limits, NoiseError, Reader, Writer, framed};
 
@@ -59,6 +58,8 @@ pub(super) enum SessionError {
     Junk,
     #[error("it does not keep up with its jobs")]
     TooSlow,
+    #[error("too many wrong shares in a row")]
+    WrongShares,
 }
 
 struct Session {
@@ -71,6 +72,7 @@ struct Session {
     events: Events,
     out: Vec<AnyMessageOwned>,
     in_flight: usize,
+    refusals: Refusals,
     strikes: u32,
     heard: Instant,
 }
@@ -100,6 +102,7 @@ pub(super) async fn run(
             events,
             out: Vec::new(),
             in_flight: 0,
+            refusals: Refusals::default(),
             strikes: 0,
             heard: Instant::now(),
         };
@@ -125,7 +128,8 @@ impl Session {
         let setup_deadline = Instant::now() + self.sv2.settings.handshake_timeout();
         loop {
             let channels = self.channels.len().max(1);
-            let may_read = self.in_flight < self.sv2.settings.max_in_flight * channels;
+            let max_in_flight = self.sv2.settings.max_in_flight * channels;
+            let may_read = self.in_flight < max_in_flight.min(MAX_SV2_IN_FLIGHT);
             let idle = self.heard + self.sv2.settings.idle_timeout();
             // Every branch is cancel-safe: each only waits, and works afterwards.
             tokio::select! {
@@ -137,6 +141,9 @@ impl Session {
                     }
                     if self.channels.values().any(|channel| channel.line.is_cut_off()) {
                         return Err(SessionError::TooSlow);
+                    }
+                    if self.refusals.are_too_many() {
+                        return Err(SessionError::WrongShares);
                     }
                 }
                 () = tokio::time::sleep_until(setup_deadline), if !self.set_up => {
@@ -387,7 +394,7 @@ impl Session {
                 None => self.close(id, "the pool gives fewer bytes of extranonce"),
             },
             FromPool::Message(message) => {
-                self.in_flight -= account(channel, &message);
+                self.in_flight -= account(channel, &mut self.refusals, &message);
                 if let Some(message) = channel.readdressed(*message) {
                     self.say(message);
                 }
@@ -421,20 +428,23 @@ impl Session {
 }
 
 /// Counts the pool's word on shares; how many it was on.
-fn account(channel: &mut Channel, message: &MiningOwned) -> usize {
+fn account(channel: &mut Channel, refusals: &mut Refusals, message: &MiningOwned) -> usize {
     let Some(side) = &mut channel.pool else { return 0 };
     match message {
         MiningOwned::SubmitSharesSuccess(m) => {
             let accepted = side.in_flight.accepted_up_to(m.last_sequence_number);
-            accepted.iter().for_each(|share| share.ticket.accepted(share.work));
+            for share in &accepted {
+                refusals.accepted();
+                share.ticket.accepted(share.work);
+            }
             accepted.len()
         }
         MiningOwned::SubmitSharesError(m) => {
-            let refused = side.in_flight.refused(m.sequence_number);
-            let refused = refused.into_iter().map(|share: Waiting<Arc<Worker>>| {
-                share.ticket.rejected(&m.error_code.as_utf8_or_hex());
-            });
-            refused.count()
+            let Some(share) = side.in_flight.refused(m.sequence_number) else { return 0 };
+            let code = m.error_code.as_utf8_or_hex();
+            refusals.refused(&code);
+            share.ticket.rejected(&code);
+            1
         }
         _ => 0,
     }

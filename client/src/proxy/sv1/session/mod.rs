@@ -27,6 +27,7 @@ use super::feed::{Event, Feed};
 use super::judge::Judge;
 use super::line::{LineReader, LineWriter};
 use super::vardiff::LocalTarget;
+use crate::proxy::shares::Refusals;
 use crate::proxy::stats::{Connected, Worker};
 use crate::proxy::work::{Extranonce, Job};
 
@@ -50,6 +51,8 @@ pub(super) enum SessionError {
     CutOff,
     #[error("no channel: {0}")]
     Refused(String),
+    #[error("too many wrong shares in a row")]
+    WrongShares,
     #[error("its extranonce changed, which it cannot be told")]
     ExtranonceChanged,
 }
@@ -109,6 +112,7 @@ pub(super) struct Session {
     judge: Judge,
     newest: Option<Arc<Job>>,
     in_flight: usize,
+    refusals: Refusals,
     strikes: u32,
     allowance: Allowance,
     out: VecDeque<Value>,
@@ -155,6 +159,7 @@ impl Session {
             judge: Judge::default(),
             newest: None,
             in_flight: 0,
+            refusals: Refusals::default(),
             strikes: 0,
             out: VecDeque::new(),
             begun: now,

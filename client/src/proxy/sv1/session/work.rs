@@ -26,6 +26,7 @@ impl Session {
             Event::Accepted(shares) => {
                 for Waiting { work, ticket, .. } in shares {
                     self.in_flight -= 1;
+                    self.refusals.accepted();
                     ticket.worker.accepted(work);
                     if let Some(id) = ticket.id {
                         self.reply(id, Value::Bool(true));
@@ -34,7 +35,11 @@ impl Session {
             }
             Event::Rejected(share, code) => {
                 self.in_flight -= 1;
+                self.refusals.refused(&code);
                 self.reject(share.ticket, &Refusal::of_pool(code));
+                if self.refusals.are_too_many() {
+                    return Err(SessionError::WrongShares);
+                }
             }
             Event::Lost(shares) => self.lost(shares),
             Event::Refused(reason) => {
