@@ -65,6 +65,12 @@ pub(super) struct Ticket {
     worker: Arc<Worker>,
 }
 
+impl Ticket {
+    pub(super) fn new(id: Value, worker: Arc<Worker>) -> Self {
+        Self { id: Some(id), worker }
+    }
+}
+
 /// Where a session's work comes from.
 enum Source {
     // Boxed: the two differ much in size.

@@ -25,7 +25,7 @@ impl Session {
             Event::Job { job, clean } => self.job(job, clean),
             Event::Accepted(shares) => {
                 for Waiting { work, ticket, .. } in shares {
-                    self.in_flight -= 1;
+                    self.in_flight = self.in_flight.saturating_sub(1);
                     self.refusals.accepted();
                     ticket.worker.accepted(work);
                     if let Some(id) = ticket.id {
@@ -34,7 +34,7 @@ impl Session {
                 }
             }
             Event::Rejected(share, code) => {
-                self.in_flight -= 1;
+                self.in_flight = self.in_flight.saturating_sub(1);
                 self.refusals.refused(&code);
                 self.reject(share.ticket, &Refusal::of_pool(code));
                 if self.refusals.are_too_many() {
@@ -81,7 +81,7 @@ impl Session {
     /// Which bytes of the extranonce are whose.
     pub(super) fn divide(&self, prefix: Vec<u8>, size: usize) -> Result<Extranonce, SessionError> {
         let slot = match &self.source {
-            Some(Source::Seat(seat)) => seat.slot.to_be_bytes().to_vec(),
+            Some(Source::Seat(seat)) => seat.slot().to_vec(),
             _ => Vec::new(),
         };
         let room = size.saturating_sub(slot.len());
@@ -171,7 +171,7 @@ impl Session {
         self.judge.clear();
         self.newest = None;
         for Waiting { ticket, .. } in shares {
-            self.in_flight -= 1;
+            self.in_flight = self.in_flight.saturating_sub(1);
             ticket.worker.unknown();
             if let Some(id) = ticket.id {
                 let reason = "unknown: the connection to the pool ended before its answer";
@@ -188,7 +188,7 @@ impl Session {
             return Ok(());
         };
         let (worker, label) = (Arc::clone(&user.worker), Arc::clone(&user.label));
-        let ticket = Ticket { id: Some(id), worker };
+        let ticket = Ticket::new(id, worker);
         if !matches!(self.subscription, Subscription::Done) {
             self.reject(ticket, &Refusal::new(25, "not subscribed; send mining.subscribe first"));
             return Ok(());
@@ -247,7 +247,7 @@ impl Session {
             None => Some(share.ticket),
         };
         if let Some(ticket) = gone {
-            self.in_flight -= 1;
+            self.in_flight = self.in_flight.saturating_sub(1);
             self.reject(ticket, &Refusal::new(21, "stale: there is no connection to the pool"));
         }
     }
