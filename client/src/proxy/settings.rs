@@ -62,6 +62,9 @@ pub struct Settings {
     pub max_sv2_connections: usize,
     /// Channels that one Stratum V2 connection may open.
     pub max_sv2_channels: usize,
+    /// Connections from one address at one time, on each of the two ports. A
+    /// whole farm may come from one address.
+    pub max_connections_per_ip: usize,
     /// Channels on one connection to the pool. A pool has a limit too; for more
     /// channels the proxy makes further connections.
     pub channels_per_connection: usize,
@@ -93,6 +96,7 @@ impl Default for Settings {
             max_miners: 4_096,
             max_sv2_connections: 256,
             max_sv2_channels: 256,
+            max_connections_per_ip: 1_024,
             channels_per_connection: 256,
             retry_better_pool_secs: 300,
             max_in_flight: 64,

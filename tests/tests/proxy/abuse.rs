@@ -163,3 +163,18 @@ async fn an_sv2_device_that_sends_nothing_but_wrong_shares_is_dropped() {
     proxy.stop().await.unwrap();
     pool.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_does_not_take_all_seats() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path()).await;
+    let settings = Settings { max_connections_per_ip: 1, ..ProxyHouse::settings() };
+    let proxy = ProxyHouse::start(vec![address(&pool).unwrap()], miner(), settings).await.unwrap();
+    let mut first = within_patience(Sv1Miner::connect(proxy.sv1, "first")).await.unwrap();
+    assert!(within_patience(Sv1Miner::connect(proxy.sv1, "second")).await.is_err());
+    // The other port has seats of its own.
+    within_patience(Sv2Peer::ready(proxy.sv2)).await.unwrap();
+    assert_eq!(within_patience(first.mine(1)).await.unwrap().accepted, 1);
+    proxy.stop().await.unwrap();
+    pool.stop().await.unwrap();
+}

@@ -87,7 +87,8 @@ impl Sv1 {
             let upstream = Arc::clone(&self.upstream);
             self.aggregate = Some(Aggregate::start(upstream, request, stop.clone(), &tasks));
         }
-        let door = Door { listener, seats: self.settings.max_miners, stop, tasks };
+        let Settings { max_miners: seats, max_connections_per_ip, .. } = self.settings;
+        let door = Door { listener, seats, seats_per_ip: max_connections_per_ip, stop, tasks };
         let sv1 = Arc::new(self);
         door.admit("sv1", |stream, stop| attend(Arc::clone(&sv1), stream, stop)).await;
     }

@@ -52,7 +52,8 @@ impl Sv2 {
         stop: CancellationToken,
         tasks: TaskTracker,
     ) {
-        let door = Door { listener, seats: self.settings.max_sv2_connections, stop, tasks };
+        let Settings { max_sv2_connections: seats, max_connections_per_ip, .. } = self.settings;
+        let door = Door { listener, seats, seats_per_ip: max_connections_per_ip, stop, tasks };
         let sv2 = Arc::new(self);
         door.admit("sv2", |stream, stop| session::run(Arc::clone(&sv2), stream, stop)).await;
     }
