@@ -56,10 +56,11 @@ pub async fn restore(
     if options.relays.is_empty() && options.mints.is_empty() {
         bail!("where from? name a relay with --relay <url>, or a mint with --mint <url>");
     }
-    let seed: Seed = terminal::read("Type your twelve words")?.parse()?;
+    let seed: Seed = terminal::line("Type your twelve words")?.parse()?;
+    let signer = options.signer.map(terminal::signer).transpose()?;
     let password = options.encrypt.then(terminal::new_password).transpose()?;
     let mut wallet = Wallet::create(dir, seed, password.as_deref()).await?;
-    if let Some(uri) = &options.signer {
+    if let Some(uri) = &signer {
         wallet.use_remote_signer(uri).await?;
     }
     let wallet = wallet.with_route(via).with_relays(options.relays.clone());
