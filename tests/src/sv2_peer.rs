@@ -108,7 +108,8 @@ impl Sv2Peer {
 
     /// Returns once the pool has closed the connection.
     pub async fn closed(&mut self) -> Result<()> {
-        let closed = async { while self.next().await.is_ok() {} };
+        // Silence is no end: only a read that fails is.
+        let closed = async { while self.read.read_frame().await.is_ok() {} };
         tokio::time::timeout(PATIENCE, closed).await.context("the pool kept the connection")
     }
 

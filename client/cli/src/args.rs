@@ -112,6 +112,9 @@ pub struct Proxy {
     #[arg(long = "authority", value_name = "KEY")]
     pub authorities: Vec<String>,
     /// The pool's npub, to claim from it; the wallet remembers it.
+    ///
+    /// It has to be the operator of the first --pool: its signed statements are
+    /// compared with the work that was acknowledged there.
     #[arg(long)]
     pub npub: Option<PublicKey>,
     /// A relay that the pool reads; may be repeated.
