@@ -105,7 +105,7 @@ async fn history_tells_claims_tokens_and_what_was_taken_back() {
     let token = wallet.send(1, None).await.unwrap().to_string();
     let entry = wallet.history().await.unwrap().into_iter().find(|one| one.what == What::Sent);
     let id = entry.unwrap().id;
-    assert_eq!(wallet.reclaim(&id[..8]).await.unwrap().amount, 1);
+    assert_eq!(wallet.reclaim(&id[id.len() - 8..]).await.unwrap().amount, 1);
     assert_eq!(wallet.balances().await.unwrap()[0].amount, earned);
     assert!(wallet.reclaim(&id).await.unwrap_err().to_string().contains("not pending"));
     assert!(wallet.reclaim("ffff").await.unwrap_err().to_string().contains("history"));

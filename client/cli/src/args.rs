@@ -250,7 +250,7 @@ pub struct History {
 
 #[derive(Debug, clap::Args)]
 pub struct Reclaim {
-    /// The token's id, or its beginning, as `history` shows it.
+    /// The token's id, or its end, as `history` shows it.
     pub id: String,
 }
 

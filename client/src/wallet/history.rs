@@ -96,12 +96,12 @@ impl Wallet {
 
     /// Takes back a token that nobody has received: swaps its proofs for new
     /// ones, so that the token is worthless, and a payment that it was made for is
-    /// not delivered any more. `id` may be shortened as long as it names one entry.
+    /// not delivered any more. The end of `id` will do as long as it names one entry.
     /// The amount.
     pub async fn reclaim(&self, id: &str) -> Result<Entry, WalletError> {
         let _lock = self.lock().await?;
         let mut found = self.history().await?;
-        found.retain(|entry| entry.what == What::Sent && entry.id.starts_with(id));
+        found.retain(|entry| entry.what == What::Sent && !id.is_empty() && entry.id.ends_with(id));
         let entry = match found.pop() {
             Some(entry) if found.is_empty() => entry,
             _ => return Err(WalletError::NoSuchToken(id.to_owned())),

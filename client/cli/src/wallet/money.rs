@@ -137,7 +137,9 @@ fn row(entry: &Entry) -> [String; 6] {
         (Status::Failed, What::Sent) => "taken back",
         (Status::Failed, _) => "failed",
     };
-    let id = if entry.what == What::Sent { &entry.id[..12.min(entry.id.len())] } else { "" };
+    // Ids of one minute begin alike.
+    let end = entry.id.len().saturating_sub(12);
+    let id = if entry.what == What::Sent { &entry.id[end..] } else { "" };
     let amount = format!("{sign}{}", grouped(entry.amount));
     let (when, unit) = (terminal::ago(entry.at), short_unit(&entry.unit));
     [when, what.to_owned(), amount, unit, status.to_owned(), id.to_owned()]

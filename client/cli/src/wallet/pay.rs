@@ -20,7 +20,10 @@ const MAX_STRANGE: usize = 50;
 pub async fn pay(wallet: &Wallet, options: args::Pay, json: bool) -> anyhow::Result<()> {
     let payee: Payee = options.payee.parse()?;
     if !json {
-        eprintln!("Paying {payee} at {} …", payee.recipient()?);
+        match (payee.to_string(), payee.recipient()?) {
+            (who, at) if who == at => eprintln!("Paying {who} …"),
+            (who, at) => eprintln!("Paying {who} at {at} …"),
+        }
     }
     let args::Pay { amount, unit, relays, again, .. } = options;
     let order = Order { amount, unit, relays, again };
