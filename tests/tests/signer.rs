@@ -60,9 +60,14 @@ async fn ehash_for_a_remote_signers_npub_is_claimed_and_restored_without_it() {
     let before = asked.0.load(Ordering::Relaxed);
     let earned = pool.pay_for_work(&wallet, &relay).await.unwrap();
     assert!(asked.0.load(Ordering::Relaxed) > before && earned.get() > 0);
-    // It has mined: another identity would lose what is due.
+    // It has mined: another identity would lose what is due; the same one is no
+    // change.
     let mut wallet = wallet;
-    assert!(matches!(wallet.use_remote_signer(&uri).await, Err(WalletError::IdentityInUse)));
+    let other = NostrConnectKeys { signer: Keys::generate(), user: Keys::generate() };
+    let (others, other) = bunker(other, &relay.url, None, &asked);
+    assert!(matches!(wallet.use_remote_signer(&others).await, Err(WalletError::IdentityInUse)));
+    assert_eq!(wallet.use_remote_signer(&uri).await.unwrap(), user.public_key());
+    other.abort();
 
     serving.abort();
     let again = Wallet::create(&dir.join("again"), wallet.seed().clone(), None).await.unwrap();
