@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bitcoin::block::{Header, Version};
 use bitcoin::hashes::Hash;
 use bitcoin::{BlockHash, CompactTarget, Target, TxMerkleNode};
+use hashpit_noise::text;
 use stratum_apps::network_helpers::connect_with_noise;
 use stratum_apps::network_helpers::noise_stream::{NoiseTcpReadHalf, NoiseTcpWriteHalf};
-use stratum_apps::stratum_core::binary_sv2::Str0255Owned;
 use stratum_apps::stratum_core::common_messages_sv2::{Protocol, SetupConnectionOwned};
 use stratum_apps::stratum_core::mining_sv2::{
     NewMiningJobOwned, OpenStandardMiningChannelOwned, SetNewPrevHashOwned, SubmitSharesStandard,
@@ -303,12 +303,6 @@ fn setup(pool: &str) -> SetupConnectionOwned {
         firmware: text(env!("CARGO_PKG_VERSION")),
         device_id: text(""),
     }
-}
-
-/// At most 255 bytes of `s`, in the wire's string type.
-fn text(s: &str) -> Str0255Owned {
-    let end = s.floor_char_boundary(255);
-    s[..end].to_owned().try_into().expect("cut to 255 bytes")
 }
 
 async fn read_message(read: &mut NoiseTcpReadHalf) -> Result<AnyMessageOwned, SessionError> {

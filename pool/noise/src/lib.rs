@@ -5,8 +5,16 @@
 //! 16 MB. This one is built on the same codec and refuses a frame as soon as
 //! its header is decrypted. Reading is safe to cancel; writing is not, and may
 //! be cancelled only with the whole connection.
+//!
+//! | module | what lives in it |
+//! |---|---|
+//! | `authority` | the key by which a server proves itself |
+//! | `admission` | how many connections there may be, in all and from one address |
+//! | `wire` | messages that both ends make alike |
 
+mod admission;
 mod authority;
+mod wire;
 
 use std::time::Duration;
 
@@ -28,7 +36,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
+pub use admission::{Admission, Refused, Seat};
 pub use authority::Authority;
+pub use wire::{negotiate, text};
 
 /// How long the certificate shown in a handshake is valid. It is made anew for
 /// each, so it only has to outlive clocks that disagree.

@@ -30,7 +30,7 @@ use super::codes::{Refusal, wire};
 use super::connection::{Connection, ConnectionError, fatal, refusal};
 use super::setup;
 use crate::share::{Submission, Ticket};
-use hashpit_noise::framed;
+use hashpit_noise::{framed, negotiate};
 
 /// A message and the TLV fields behind it.
 fn parse(
@@ -93,7 +93,7 @@ impl Connection {
             AnyMessageOwned::Extensions(ExtensionsOwned::ExtensionsNegotiation(
                 ExtensionsNegotiationOwned::RequestExtensions(request),
             )) if self.agreed.is_some() => {
-                let (agreed, answer) = setup::negotiate(request);
+                let (agreed, answer) = negotiate(request);
                 self.extensions = agreed;
                 Ok(self.writer.send([framed(answer)?]).await?)
             }

@@ -10,8 +10,6 @@
 //! | module | what lives in it |
 //! |---|---|
 //! | `config` | settings and fixed limits, each with its reason |
-//! | `admission` | how many connections, in all and from one address |
-//! | `transport` | Noise handshake, frames in, frames out |
 //! | `setup` | `SetupConnection` and extension negotiation |
 //! | `connection` | one peer: its loop and its queues |
 //! | `dispatch` | one peer: what each of its messages does |
@@ -21,7 +19,6 @@
 //! | `stats` | counters for display |
 
 mod acks;
-mod admission;
 mod channel;
 mod codes;
 mod config;
@@ -48,8 +45,8 @@ use tracing::Instrument;
 
 use crate::share::Submission;
 use crate::template::TemplateSource;
-use admission::{Admission, Refused};
 pub use config::{Config, MAX_TAG_BYTES};
+use hashpit_noise::{Admission, Refused, Seat};
 pub use stats::{Snapshot, Stats};
 
 /// How long connections may take to deliver what they hold when the front end
@@ -153,7 +150,8 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let admission = Admission::new(&front.config);
+    let admission =
+        Admission::new(front.config.max_connections, front.config.max_connections_per_ip);
     let shared = Arc::new(Shared::new(front)?);
     let stop = shutdown.child_token();
     let mut connections = JoinSet::new();
@@ -192,7 +190,7 @@ async fn attend(
     shared: Arc<Shared>,
     stream: TcpStream,
     peer: SocketAddr,
-    seat: admission::Seat,
+    seat: Seat,
     stop: CancellationToken,
 ) {
     let stats = Arc::clone(&shared.front.stats);

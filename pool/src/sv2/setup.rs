@@ -1,21 +1,13 @@
-//! The first messages of a connection: `SetupConnection` (Sv2 3.6) and the
-//! negotiation of extensions (extension 0x0001). Pure: a question in, an answer
-//! out.
+//! The first message of a connection: `SetupConnection` (Sv2 3.6). Pure: a
+//! question in, an answer out.
 
-use stratum_apps::stratum_core::binary_sv2::Seq064KOwned;
 use stratum_apps::stratum_core::common_messages_sv2::{
     ERROR_CODE_SETUP_CONNECTION_PROTOCOL_VERSION_MISMATCH as VERSION_MISMATCH,
     ERROR_CODE_SETUP_CONNECTION_UNSUPPORTED_FEATURE_FLAGS as UNSUPPORTED_FLAGS,
     ERROR_CODE_SETUP_CONNECTION_UNSUPPORTED_PROTOCOL as UNSUPPORTED_PROTOCOL, Protocol,
     SetupConnectionErrorOwned, SetupConnectionOwned, SetupConnectionSuccess,
 };
-use stratum_apps::stratum_core::extensions_sv2::{
-    EXTENSION_TYPE_WORKER_HASHRATE_TRACKING as WORKER_LABELS, RequestExtensionsErrorOwned,
-    RequestExtensionsOwned, RequestExtensionsSuccessOwned,
-};
-use stratum_apps::stratum_core::parsers_sv2::{
-    AnyMessageOwned, ExtensionsNegotiationOwned, ExtensionsOwned,
-};
+use stratum_apps::stratum_core::parsers_sv2::AnyMessageOwned;
 
 use super::codes::wire;
 
@@ -65,31 +57,6 @@ pub(super) fn refusal(setup: &SetupConnectionOwned, code: &'static str) -> AnyMe
     let unsupported = setup.flags & !(flag::STANDARD_JOBS | flag::VERSION_ROLLING);
     let flags = if code == UNSUPPORTED_FLAGS { unsupported | flag::WORK_SELECTION } else { 0 };
     AnyMessageOwned::Common(SetupConnectionErrorOwned { flags, error_code: wire(code) }.into())
-}
-
-/// Answers `RequestExtensions`: the extensions agreed on, and the message that
-/// says so.
-pub(super) fn negotiate(request: RequestExtensionsOwned) -> (Vec<u16>, AnyMessageOwned) {
-    let request_id = request.request_id;
-    let (agreed, unsupported): (Vec<u16>, Vec<u16>) =
-        request.requested_extensions.into_inner().into_iter().partition(|id| *id == WORKER_LABELS);
-    let negotiation = if agreed.is_empty() {
-        ExtensionsNegotiationOwned::RequestExtensionsError(RequestExtensionsErrorOwned {
-            request_id,
-            unsupported_extensions: list(unsupported),
-            required_extensions: list(Vec::new()),
-        })
-    } else {
-        ExtensionsNegotiationOwned::RequestExtensionsSuccess(RequestExtensionsSuccessOwned {
-            request_id,
-            supported_extensions: list(agreed.clone()),
-        })
-    };
-    (agreed, AnyMessageOwned::Extensions(ExtensionsOwned::ExtensionsNegotiation(negotiation)))
-}
-
-fn list(ids: Vec<u16>) -> Seq064KOwned<u16> {
-    Seq064KOwned::new(ids).expect("no longer than the list that came in a frame")
 }
 
 #[cfg(test)]

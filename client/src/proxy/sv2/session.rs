@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stratum_apps::stratum_core::binary_sv2::{Seq064KOwned, Str0255Owned};
+use stratum_apps::stratum_core::binary_sv2::Str0255Owned;
 use stratum_apps::stratum_core::common_messages_sv2::{
     Protocol, SetupConnectionErrorOwned, SetupConnectionOwned, SetupConnectionSuccess,
 };
 use stratum_apps::stratum_core::extensions_sv2::{
-    EXTENSION_TYPE_WORKER_HASHRATE_TRACKING as WORKER_LABELS, RequestExtensionsErrorOwned,
-    RequestExtensionsOwned, RequestExtensionsSuccessOwned, TLV_FIELD_TYPE_USER_IDENTITY,
+    EXTENSION_TYPE_WORKER_HASHRATE_TRACKING as WORKER_LABELS, TLV_FIELD_TYPE_USER_IDENTITY,
     UserIdentity,
 };
 use stratum_apps::stratum_core::mining_sv2::{
@@ -31,7 +30,7 @@ use crate::proxy::identity::{identity, worker_name};
 use crate::proxy::settings::{MAX_FRAME_BYTES, MAX_SV2_IN_FLIGHT};
 use crate::proxy::shares::{Refusals, Waiting};
 use crate::proxy::upstream::{Events, FromPool, Kind, Request, submission};
-use hashpit_noise::{Limits, NoiseError, Reader, Writer, framed};
+use hashpit_noise::{Limits, NoiseError, Reader, Writer, framed, negotiate, text};
 
 /// The one version of Sv2.
 const VERSION: u16 = 2;
@@ -195,7 +194,9 @@ impl Session {
             AnyMessageOwned::Extensions(ExtensionsOwned::ExtensionsNegotiation(
                 ExtensionsNegotiationOwned::RequestExtensions(request),
             )) if self.set_up => {
-                self.negotiate(request);
+                let (agreed, answer) = negotiate(request);
+                self.extensions = agreed;
+                self.out.push(answer);
                 Ok(())
             }
             AnyMessageOwned::Mining(message) if self.set_up => self.mine(message, tlvs).await,
@@ -220,30 +221,6 @@ impl Session {
         let success = SetupConnectionSuccess { used_version: VERSION, flags: 0 };
         self.out.push(AnyMessageOwned::Common(success.into()));
         Ok(())
-    }
-
-    fn negotiate(&mut self, request: RequestExtensionsOwned) {
-        let request_id = request.request_id;
-        let (agreed, unsupported): (Vec<u16>, Vec<u16>) = request
-            .requested_extensions
-            .into_inner()
-            .into_iter()
-            .partition(|id| *id == WORKER_LABELS);
-        let answer = if agreed.is_empty() {
-            ExtensionsNegotiationOwned::RequestExtensionsError(RequestExtensionsErrorOwned {
-                request_id,
-                unsupported_extensions: list(unsupported),
-                required_extensions: list(Vec::new()),
-            })
-        } else {
-            ExtensionsNegotiationOwned::RequestExtensionsSuccess(RequestExtensionsSuccessOwned {
-                request_id,
-                supported_extensions: list(agreed.clone()),
-            })
-        };
-        self.extensions = agreed;
-        let answer = ExtensionsOwned::ExtensionsNegotiation(answer);
-        self.out.push(AnyMessageOwned::Extensions(answer));
     }
 
     async fn mine(&mut self, message: MiningOwned, tlvs: &[Tlv]) -> Result<(), SessionError> {
@@ -457,14 +434,4 @@ fn label(tlvs: &[Tlv]) -> Option<String> {
             && tlv.r#type.field_type == TLV_FIELD_TYPE_USER_IDENTITY
     })?;
     UserIdentity::from_tlv(tlv).ok().map(|label| label.as_string_or_hex())
-}
-
-fn list(ids: Vec<u16>) -> Seq064KOwned<u16> {
-    Seq064KOwned::new(ids).expect("no longer than the list that came in a frame")
-}
-
-/// At most 255 bytes of `s`, in the wire's string type.
-fn text(s: &str) -> Str0255Owned {
-    let end = s.floor_char_boundary(255);
-    s[..end].to_owned().try_into().expect("cut to 255 bytes")
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bitcoin::Target;
 use rand::Rng;
-use stratum_apps::stratum_core::binary_sv2::{Seq064KOwned, Str0255Owned};
+use stratum_apps::stratum_core::binary_sv2::Seq064KOwned;
 use stratum_apps::stratum_core::channels_sv2::target::hash_rate_from_target;
 use stratum_apps::stratum_core::common_messages_sv2::{Protocol, SetupConnectionOwned};
 use stratum_apps::stratum_core::extensions_sv2::{
@@ -32,7 +32,7 @@ use super::{Events, FromPool, Kind, Opened, PoolAddress, Pools, Request};
 use crate::proxy::settings::{
     MAX_FRAME_BYTES, MAX_SILENCE, POOL_PATIENCE, RECONNECT, SUGGESTED_SHARES_PER_MINUTE,
 };
-use hashpit_noise::{Limits, NoiseError, Reader, Writer, framed};
+use hashpit_noise::{Limits, NoiseError, Reader, Writer, framed, text};
 
 /// Commands that go out together.
 const BURST: usize = 64;
@@ -533,10 +533,4 @@ fn close_channel(channel_id: u32) -> MiningOwned {
 /// A frame of a message that is ours, and so fits.
 fn mining(message: MiningOwned) -> Option<OutboundFrame> {
     framed(AnyMessageOwned::Mining(message)).ok()
-}
-
-/// At most 255 bytes of `s`, in the wire's string type.
-fn text(s: &str) -> Str0255Owned {
-    let end = s.floor_char_boundary(255);
-    s[..end].to_owned().try_into().expect("cut to 255 bytes")
 }

@@ -4,11 +4,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Config;
-
 /// Counts connections; cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Admission {
+pub struct Admission {
     max: usize,
     max_per_ip: usize,
     seats: Arc<Mutex<Seats>>,
@@ -22,30 +20,30 @@ struct Seats {
 
 /// Why a connection is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
+pub enum Refused {
+    /// As many as there may be.
     #[error("all seats are taken")]
     Full,
+    /// As many as one address may have.
     #[error("too many connections from one address")]
     PerIp,
 }
 
 /// A connection's place; dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub struct Seat {
     admission: Admission,
     origin: IpAddr,
 }
 
 impl Admission {
-    pub(super) fn new(config: &Config) -> Self {
-        Self {
-            max: config.max_connections,
-            max_per_ip: config.max_connections_per_ip,
-            seats: Arc::default(),
-        }
+    /// Lets in `max` connections, `max_per_ip` of them from one address.
+    pub fn new(max: usize, max_per_ip: usize) -> Self {
+        Self { max, max_per_ip, seats: Arc::default() }
     }
 
-    pub(super) fn admit(&self, ip: IpAddr) -> Result<Seat, Refused> {
+    /// A seat, if there is one left for this address.
+    pub fn admit(&self, ip: IpAddr) -> Result<Seat, Refused> {
         let origin = origin(ip);
         let mut seats = self.lock();
         if seats.taken >= self.max {
@@ -92,8 +90,7 @@ mod tests {
 
     #[test]
     fn seats_run_out_in_all_and_per_origin_and_come_back() {
-        let config = Config { max_connections: 3, max_connections_per_ip: 2, ..Config::default() };
-        let admission = Admission::new(&config);
+        let admission = Admission::new(3, 2);
         let admit = |ip: &str| admission.admit(ip.parse().unwrap());
         let first = admit("2001:db8::1").unwrap();
         let _second = admit("2001:db8::2").unwrap();
@@ -103,5 +100,32 @@ mod tests {
         drop(first);
         assert!(admit("::ffff:192.0.2.1").is_ok());
         assert_eq!(admission.lock().taken, 2);
+    }
+
+    fn take(admission: &Admission, ip: &str) -> Option<Seat> {
+        admission.admit(ip.parse().unwrap()).ok()
+    }
+
+    #[test]
+    fn seats_are_limited_in_all_and_by_address_and_come_back() {
+        let admission = Admission::new(3, 2);
+        let first = take(&admission, "10.0.0.1").unwrap();
+        // The same address, as a socket for both families tells it.
+        let second = take(&admission, "::ffff:10.0.0.1").unwrap();
+        assert!(take(&admission, "10.0.0.1").is_none());
+        let third = take(&admission, "10.0.0.2").unwrap();
+        assert!(take(&admission, "10.0.0.3").is_none());
+        drop(first);
+        drop((take(&admission, "10.0.0.1").unwrap(), second, third));
+        assert!(admission.lock().by_origin.is_empty());
+        assert_eq!(admission.lock().taken, 0);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_address() {
+        let admission = Admission::new(3, 1);
+        let _first = take(&admission, "2001:db8::1").unwrap();
+        assert!(take(&admission, "2001:db8::ffff:1").is_none());
+        assert!(take(&admission, "2001:db8:0:1::1").is_some());
     }
 }
