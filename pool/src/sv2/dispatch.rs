@@ -162,8 +162,8 @@ impl Connection {
         }
     }
 
-    /// Opens a channel: its `Success`, its first job, the tip, and to the owner of
-    /// an extended channel its target once more.
+    /// Opens a channel: its `Success`, to the owner of an extended channel its
+    /// target once more, its first job, and the tip.
     fn try_open(&mut self, open: OpenRequest) -> Result<Vec<MiningOwned>, Refusal> {
         let extended = matches!(open.request, Request::Extended { .. });
         if extended && self.agreed.is_some_and(|agreed| agreed.standard_jobs_only) {
@@ -187,12 +187,14 @@ impl Connection {
         };
         let (mut channel, success) = Channel::open(opening, &shared.front.config)?;
         let [job, prev_hash] = self.first_work(&mut channel)?;
-        let mut messages = vec![success, job, prev_hash];
+        let mut messages = vec![success];
         if extended {
             // Said once more, for the stock translator: without a SetTarget it
-            // gives its miners a target of its own, and loses their work.
+            // gives its miners a target of its own, and loses their work. It
+            // passes a target on with the next job only, so this comes first.
             messages.push(channel.set_target());
         }
+        messages.extend([job, prev_hash]);
         self.last_channel_id = channel_id;
         self.channels.insert(channel_id, channel);
         shared.front.stats.channels_opened();
