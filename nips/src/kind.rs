@@ -20,6 +20,24 @@ pub const TOKEN: Kind = Kind::Custom(7375);
 pub const HISTORY: Kind = Kind::Custom(7376);
 /// EH-07 mint request or response; ephemeral, encrypted, private.
 pub const MINT: Kind = Kind::Custom(28470);
+/// EH-04 offer; addressable, by the trader.
+pub const OFFER: Kind = Kind::Custom(38480);
+/// EH-04 market; addressable, by the exchange, `d` = unit.
+pub const MARKET: Kind = Kind::Custom(38481);
+/// EH-04 exchange info; addressable, by the exchange.
+pub const EXCHANGE: Kind = Kind::Custom(38482);
+/// EH-04 trader's command to an exchange; regular.
+pub const COMMAND: Kind = Kind::Custom(8483);
+/// EH-05 journal entry; regular, by the exchange.
+pub const ENTRY: Kind = Kind::Custom(8480);
+/// EH-05 match; regular, by the exchange.
+pub const MATCH: Kind = Kind::Custom(8481);
+/// EH-05 settlement attestation; regular, by the exchange.
+pub const SETTLEMENT: Kind = Kind::Custom(8482);
+/// EH-05 checkpoint; addressable, by the exchange, `d` = unit.
+pub const CHECKPOINT: Kind = Kind::Custom(38483);
+/// EH-05 changes of a book's depth, and its ticker; ephemeral.
+pub const DEPTH: Kind = Kind::Custom(28480);
 
 /// Kinds whose events a relay serves only to their author and to the keys in
 /// their `p` tags, authenticated by NIP-42: who mines where, and who writes to

@@ -13,6 +13,8 @@
 //! | [`eh01`] | pool announcement, epoch keyset, supply attestation, mint announcement |
 //! | [`eh02`] | issuance: the encrypted messages between pool and miner |
 //! | [`eh03`] | backup: wallet, tokens and history of NIP-60 |
+//! | [`eh04`] | offers, a trader's commands, markets and exchange info |
+//! | [`eh05`] | the exchange's journal: entries, matches, settlements, checkpoints, depth |
 //! | [`eh07`] | a mint's HTTP API in encrypted events |
 //!
 //! The drafts that these modules implement are `EH-01.md` to `EH-07.md` beside
@@ -21,6 +23,8 @@
 pub mod eh01;
 pub mod eh02;
 pub mod eh03;
+pub mod eh04;
+pub mod eh05;
 pub mod eh07;
 pub mod epoch;
 pub mod identity;
@@ -33,4 +37,4 @@ pub mod units;
 pub use epoch::EpochId;
 pub use identity::MinerIdentity;
 pub use seed::Seed;
-pub use units::{HashUnits, Msats, Sats, Work, WorkBits};
+pub use units::{HashUnits, Lots, Millis, Msats, Price, Sats, Work, WorkBits};

@@ -104,3 +104,26 @@ pub(crate) fn decimal<T: FromStr>(name: &'static str, value: &str) -> Result<T, 
     crate::units::decimal(value)
         .ok_or_else(|| DecodeError::tag(name, "not a decimal integer, or too large"))
 }
+
+/// Names of an enum's values, as tags spell them: `Display` and `FromStr`.
+macro_rules! names {
+    ($type:ident: $what:literal, $($variant:ident = $name:literal),+ $(,)?) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $(Self::$variant => $name),+ })
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = &'static str;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(concat!($what, " must be one of:" $(, " ", $name)+)),
+                }
+            }
+        }
+    };
+}
+pub(crate) use names;

@@ -120,6 +120,37 @@ unit!(
     Msats(u64), "msats"
 );
 
+unit!(
+    /// Lots: the steps in which a market trades, each of so many units of ehash.
+    Lots(u32), "lots"
+);
+unit!(
+    /// Price of one lot, in thousandths of a satoshi.
+    Price(u64), "msats a lot"
+);
+unit!(
+    /// Milliseconds of the Unix epoch, as the exchange's clock showed them.
+    Millis(u64), "ms"
+);
+
+impl Price {
+    /// What `lots` cost at this price, exactly.
+    ///
+    /// Errors where that exceeds 64 bits of msats, which is more than 8,000
+    /// times all bitcoin.
+    pub fn of(self, lots: Lots) -> Result<Msats, UnitError> {
+        let msats = u128::from(self.0) * u128::from(lots.0);
+        u64::try_from(msats).map(Msats).map_err(|_| UnitError::Overflow("msats"))
+    }
+}
+
+impl Msats {
+    /// Whole sats that pay for this, rounded up.
+    pub fn in_sats(self) -> Sats {
+        Sats(self.0.div_ceil(1000))
+    }
+}
+
 impl Work {
     /// Expected hashes to meet `target`: 2^256 / (target + 1), as Bitcoin's
     /// chain work counts a block.
@@ -193,6 +224,14 @@ mod tests {
     fn the_easiest_target_is_worth_one_hash_and_an_impossible_one_nothing() {
         assert_eq!(Work::of_target(Target::from_le_bytes([0xff; 32])), Ok(Work::new(1)));
         assert_eq!(Work::of_target(Target::from_le_bytes([0; 32])), Err(UnitError::TargetTooHard));
+    }
+
+    #[test]
+    fn a_fill_costs_price_times_lots_and_its_sats_are_rounded_up() {
+        assert_eq!(Price::new(1_001).of(Lots::new(3)), Ok(Msats::new(3_003)));
+        assert!(Price::new(u64::MAX).of(Lots::new(2)).is_err());
+        assert_eq!(Msats::new(3_003).in_sats(), Sats::new(4));
+        assert_eq!(Msats::new(3_000).in_sats(), Sats::new(3));
     }
 
     #[test]
