@@ -57,6 +57,10 @@ pub struct Rules {
     pub reveal_ms: u32,
     /// Events that wait behind a commit in one market.
     pub deferred_per_market: u32,
+    /// Events of one key that wait behind commits, over all markets.
+    pub deferred_per_trader: u32,
+    /// Standing offers that an incoming one looks at.
+    pub makers_per_offer: u32,
     /// How long a market stands still when its epoch closes.
     pub halt_ms: u32,
     /// How long offers gather after that before one price clears them.
@@ -82,6 +86,8 @@ impl Default for Rules {
             burnt_per_day: 5,
             reveal_ms: 2_000,
             deferred_per_market: 10_000,
+            deferred_per_trader: 100,
+            makers_per_offer: 10_000,
             halt_ms: 5_000,
             auction_ms: 30_000,
         }

@@ -3,9 +3,9 @@
 use nostr::{Event, EventBuilder, EventId, JsonUtil, Tag, TagKind, Timestamp};
 
 use super::DecodeError;
-use crate::eh04::Rules;
-use crate::tag::{self, all, expect_kind, integer, parsed, required};
-use crate::{Millis, kind};
+use crate::eh04::{MarketState, Rules};
+use crate::tag::{self, all, decimal, expect_kind, integer, optional, parsed, required};
+use crate::{EpochId, Millis, kind};
 
 /// What stands for the entry before the first one.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -23,8 +23,30 @@ pub struct Entry {
     pub at: Millis,
     /// What came in.
     pub subject: Subject,
-    /// What it led to. It follows from the entries up to this one.
+    /// What became of it. It follows from the entries up to this one.
     pub outcome: Outcome,
+    /// What else it brought about, beside matches and settlements; it follows,
+    /// too. At most [`MAX_EFFECTS`].
+    pub effects: Vec<Effect>,
+    /// Effects that are not listed, for want of room.
+    pub more: u32,
+}
+
+/// Effects that one entry lists.
+pub const MAX_EFFECTS: usize = 200;
+
+/// What an entry brought about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// An offer ended, and neither a fill nor its trader did that; why:
+    /// `expired`, `dead_man`, `epoch`, `closed`, `self` (own trade) or `ioc`.
+    Ended(EventId, String),
+    /// A deferred event was carried out, or refused and why.
+    Late(EventId, Outcome),
+    /// A commit to this offer was burnt.
+    Burnt(EventId),
+    /// A market is in this state now, until this time.
+    Market(EpochId, MarketState, Option<Millis>),
 }
 
 /// What came in.
@@ -74,12 +96,10 @@ impl Entry {
         if let Some(event) = self.event() {
             tags.extend([tag::tag("e", event.id.to_hex()), tag::tag("p", event.pubkey.to_hex())]);
         }
-        let outcome = match &self.outcome {
-            Outcome::Accepted => vec!["accepted".to_owned()],
-            Outcome::Deferred => vec!["deferred".to_owned()],
-            Outcome::Refused(reason) => vec!["refused".to_owned(), reason.clone()],
-        };
-        tags.push(Tag::custom(TagKind::custom("outcome"), outcome));
+        let outcome = self.outcome.words();
+        tags.push(several("outcome", outcome));
+        tags.extend(self.effects.iter().map(Effect::tag));
+        tags.extend((self.more > 0).then(|| tag::tag("more", self.more)));
         let at = Timestamp::from(self.at.get() / 1000);
         EventBuilder::new(kind::ENTRY, content).tags(tags).custom_created_at(at)
     }
@@ -109,6 +129,8 @@ impl Entry {
             at,
             subject,
             outcome: outcome(event)?,
+            effects: effects(event)?,
+            more: optional(event, "more")?.map_or(Ok(0), |more| decimal("more", more))?,
         };
         if let Some(inner) = entry.event() {
             let named = (parsed::<EventId>(event, "e")?, required(event, "p")?);
@@ -128,13 +150,81 @@ impl Entry {
     }
 }
 
+impl Outcome {
+    fn words(&self) -> Vec<String> {
+        match self {
+            Self::Accepted => vec!["accepted".to_owned()],
+            Self::Deferred => vec!["deferred".to_owned()],
+            Self::Refused(reason) => vec!["refused".to_owned(), reason.clone()],
+        }
+    }
+
+    fn parse(words: &[String], name: &'static str) -> Result<Self, DecodeError> {
+        match words {
+            [word] if word == "accepted" => Ok(Self::Accepted),
+            [word] if word == "deferred" => Ok(Self::Deferred),
+            [word, reason] if word == "refused" => Ok(Self::Refused(reason.clone())),
+            _ => Err(DecodeError::tag(name, "must be accepted, deferred, or refused and why")),
+        }
+    }
+}
+
+impl Effect {
+    fn tag(&self) -> Tag {
+        match self {
+            Self::Ended(offer, why) => several("ended", vec![offer.to_hex(), why.clone()]),
+            Self::Late(event, outcome) => {
+                several("late", [vec![event.to_hex()], outcome.words()].concat())
+            }
+            Self::Burnt(offer) => several("burnt", vec![offer.to_hex()]),
+            Self::Market(epoch, state, until) => {
+                let until = until.map(|until| until.to_string());
+                let words = [epoch.to_string(), state.to_string()];
+                several("market", words.into_iter().chain(until).collect())
+            }
+        }
+    }
+
+    /// The effect that a tag tells; `None` for other tags.
+    fn parse(tag: &[String]) -> Option<Result<Self, DecodeError>> {
+        let id = |name, text: &str| text.parse().map_err(|error| DecodeError::tag(name, error));
+        Some(match tag {
+            [name, offer, why] if name == "ended" => {
+                id("ended", offer).map(|offer| Self::Ended(offer, why.clone()))
+            }
+            [name, event, outcome @ ..] if name == "late" => {
+                id("late", event).and_then(|e| Ok(Self::Late(e, Outcome::parse(outcome, "late")?)))
+            }
+            [name, offer] if name == "burnt" => id("burnt", offer).map(Self::Burnt),
+            [name, epoch, state, until @ ..] if name == "market" => market(epoch, state, until),
+            [name, ..] => {
+                let malformed =
+                    ["ended", "late", "burnt", "market"].into_iter().find(|n| n == name)?;
+                Err(DecodeError::tag(malformed, "wrong number of values"))
+            }
+            [] => return None,
+        })
+    }
+}
+
+fn market(epoch: &str, state: &str, until: &[String]) -> Result<Effect, DecodeError> {
+    let until = until.first().map(|until| decimal("market", until)).transpose()?;
+    Ok(Effect::Market(
+        epoch.parse().map_err(|error| DecodeError::tag("market", error))?,
+        state.parse().map_err(|error| DecodeError::tag("market", error))?,
+        until.map(Millis::new),
+    ))
+}
+
+fn several(name: &str, values: Vec<String>) -> Tag {
+    Tag::custom(TagKind::custom(name), values)
+}
+
+fn effects(event: &Event) -> Result<Vec<Effect>, DecodeError> {
+    event.tags.iter().filter_map(|tag| Effect::parse(tag.as_slice())).collect()
+}
+
 fn outcome(event: &Event) -> Result<Outcome, DecodeError> {
     required(event, "outcome")?;
-    let words = all(event, "outcome").next().unwrap_or_default();
-    match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["accepted"] => Ok(Outcome::Accepted),
-        ["deferred"] => Ok(Outcome::Deferred),
-        ["refused", reason] => Ok(Outcome::Refused((*reason).to_owned())),
-        _ => Err(DecodeError::tag("outcome", "must be accepted, deferred, or refused and why")),
-    }
+    Outcome::parse(all(event, "outcome").next().unwrap_or_default(), "outcome")
 }

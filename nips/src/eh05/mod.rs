@@ -14,7 +14,7 @@ mod matched;
 mod settlement;
 
 pub use depth::{Book, Change, Checkpoint, Depth, LastTrade, Level};
-pub use entry::{Entry, GENESIS, Outcome, Subject};
+pub use entry::{Effect, Entry, GENESIS, MAX_EFFECTS, Outcome, Subject};
 pub use matched::{Leg, Match};
 pub use settlement::{Fate, Settlement};
 
