@@ -106,8 +106,11 @@ impl Rules {
     /// Errors say which rule it is that cannot be.
     pub fn checked(self) -> Result<Self, DecodeError> {
         let ways: HashSet<Way> = self.pay.iter().map(|payment| payment.way).collect();
-        let wrong = if self.lot == HashUnits::ZERO || self.tick == Price::ZERO {
-            "rules: lot and tick must be 1 or more"
+        let wrong = if !(1..=u64::from(u32::MAX)).contains(&self.lot.get()) {
+            // So that the units of any number of lots fit into 64 bits.
+            "rules: lot must be 1 to 4294967295"
+        } else if self.tick == Price::ZERO {
+            "rules: tick must be 1 or more"
         } else if self.min_lots == Lots::ZERO || self.min_lots > self.max_lots {
             "rules: min_lots must be 1 or more, and not above max_lots"
         } else if self.maker_fee_ppm > MILLION || self.taker_fee_ppm > MILLION {
