@@ -1,3 +1,7 @@
-//! The exchange. Nothing of it is built yet: this crate keeps its place in the
-//! house, between the event codecs that it will speak and the binary that will
-//! run it.
+//! The exchange of hashpit.
+//!
+//! | module | what lives in it |
+//! |---|---|
+//! | [`engine`] | the matching engine: commands in, events out, nothing else |
+
+pub mod engine;
