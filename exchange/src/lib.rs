@@ -1,4 +1,5 @@
 //! The exchange.
 
 pub mod desk;
+pub mod engine;
 pub mod journal;
