@@ -1,4 +1,17 @@
-//! The exchange.
+//! An exchange of ehash for sats on Nostr: offers come in through relays, one
+//! thread gives each its place in a signed chain, a pure engine matches them, and
+//! anybody can replay the chain and see whether it did so fairly.
+//!
+//! | module | what lives in it |
+//! |---|---|
+//! | [`engine`] | the matching engine: commands in, events out, nothing else |
+//! | [`state`] | the exchange as a pure function of its journal: admission, markets, settlement |
+//! | [`replay`] | following a journal entry by entry, and what can be wrong with one |
+//! | [`journal`] | the journal on disk |
+//! | [`desk`] | the thread that owns state and journal |
 
 pub mod desk;
+pub mod engine;
 pub mod journal;
+pub mod replay;
+pub mod state;
