@@ -149,7 +149,7 @@ impl ExchangeInfo {
         tags.extend(self.relays.iter().map(|relay| tag::tag("relay", relay)));
         tags.extend(self.pools.iter().map(|pool| Tag::public_key(*pool)));
         let rules = serde_json::to_string(&self.rules).expect("plain data is JSON");
-        EventBuilder::new(kind::EXCHANGE, rules).tags(tags)
+        EventBuilder::new(kind::EXCHANGE, rules).tags(tags).allow_self_tagging()
     }
 
     /// Reads an event of kind 38482.

@@ -115,7 +115,11 @@ impl Entry {
         tags.extend(self.effects.iter().map(Effect::tag));
         tags.extend((self.more > 0).then(|| tag::tag("more", self.more)));
         let at = Timestamp::from(self.at.get() / 1000);
-        EventBuilder::new(kind::ENTRY, content).tags(tags).custom_created_at(at)
+        // The exchange may itself be the pool or a trader, and `p` says so.
+        EventBuilder::new(kind::ENTRY, content)
+            .tags(tags)
+            .custom_created_at(at)
+            .allow_self_tagging()
     }
 
     /// Reads an event of kind 8480. The signature of the event inside is *not*

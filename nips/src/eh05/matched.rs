@@ -122,7 +122,7 @@ impl Match {
         ];
         tags.extend(self.pay.iter().map(|way| tag::tag("pay", way)));
         let at = Timestamp::from(self.at.get() / 1000);
-        Ok(EventBuilder::new(kind::MATCH, "").tags(tags).custom_created_at(at))
+        Ok(EventBuilder::new(kind::MATCH, "").tags(tags).custom_created_at(at).allow_self_tagging())
     }
 
     /// Reads an event of kind 8481.

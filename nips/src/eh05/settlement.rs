@@ -51,7 +51,10 @@ impl Settlement {
         tags.push(Tag::custom(TagKind::custom("fate"), fate));
         tags.push(tag::tag("at", self.at));
         let at = Timestamp::from(self.at.get() / 1000);
-        EventBuilder::new(kind::SETTLEMENT, "").tags(tags).custom_created_at(at)
+        EventBuilder::new(kind::SETTLEMENT, "")
+            .tags(tags)
+            .custom_created_at(at)
+            .allow_self_tagging()
     }
 
     /// Reads an event of kind 8482.
