@@ -8,8 +8,10 @@
 //! | [`state`] | the exchange as a pure function of its journal: admission, markets, settlement |
 //! | [`replay`] | following a journal entry by entry, and what can be wrong with one |
 //! | [`journal`] | the journal on disk |
+//! | [`audit`] | whether an exchange did what its rules say, from public events |
 //! | [`desk`] | the thread that owns state and journal |
 
+pub mod audit;
 pub mod desk;
 pub mod engine;
 pub mod journal;
