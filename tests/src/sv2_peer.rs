@@ -180,10 +180,6 @@ impl Sv2Peer {
         while channel.tip.is_none() {
             channel.follow(&self.next_mining().await?);
         }
-        if channel.extranonce_size.is_some() {
-            // The pool tells an extended channel's target once more.
-            channel.follow(&self.next_mining().await?);
-        }
         Ok(Ok(channel))
     }
 }
