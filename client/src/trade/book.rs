@@ -86,8 +86,8 @@ impl Book {
 
     /// Takes a depth event; true if the book is another now.
     pub fn depth(&mut self, depth: Depth) -> bool {
-        let old = depth.market != self.market
-            || self.at.is_some_and(|at| depth.number <= at.number);
+        let old =
+            depth.market != self.market || self.at.is_some_and(|at| depth.number <= at.number);
         if old {
             return false;
         }
@@ -201,11 +201,8 @@ mod tests {
     fn depth(number: u64, &(bid, price, lots): &Step) -> Depth {
         let levels = vec![Level(Price::new(price), lots, u32::from(lots > 0))];
         let (bids, asks) = if bid { (levels, vec![]) } else { (vec![], levels) };
-        let last = LastTrade {
-            price: Price::new(price),
-            lots: Lots::new(1),
-            at: Millis::new(number),
-        };
+        let last =
+            LastTrade { price: Price::new(price), lots: Lots::new(1), at: Millis::new(number) };
         let change = Change { state: MarketState::Open, bids, asks, last: Some(last) };
         Depth { market: market(), number, seq: number * 3, change }
     }

@@ -66,12 +66,12 @@ impl Exchange {
         let (events, answered) = mailbox.fetch(filter.clone(), PATIENCE).await?;
         let events = newest_of_each(events.into_iter().filter(|event| matches(&filter, event)));
         let infos = events.iter().filter(|event| {
-            event.kind == kind::EXCHANGE
-                && event.tags.identifier() == Some(ExchangeInfo::D)
+            event.kind == kind::EXCHANGE && event.tags.identifier() == Some(ExchangeInfo::D)
         });
         let Some(info) = infos.filter_map(|event| ExchangeInfo::decode(event).ok()).next() else {
             mailbox.close().await;
-            let error = if answered == 0 { TradeError::NoRelay } else { TradeError::NoExchange(key) };
+            let error =
+                if answered == 0 { TradeError::NoRelay } else { TradeError::NoExchange(key) };
             return Err(error);
         };
         let markets = events.iter().filter_map(|event| Market::decode(event).ok());
@@ -261,7 +261,9 @@ pub(super) fn newest_of_each(events: impl Iterator<Item = Event>) -> Vec<Event> 
 fn is_called(epoch: EpochId, name: &str) -> bool {
     let unit = epoch.to_string();
     let shortened = name.split_once('…').is_some_and(|(head, tail)| {
-        head.starts_with("hash_02") && unit.starts_with(head) && unit.ends_with(tail)
+        head.starts_with("hash_02")
+            && unit.starts_with(head)
+            && unit.ends_with(tail)
             && tail.contains('_')
     });
     unit == name || shortened || epoch.height.to_string() == name

@@ -40,9 +40,8 @@ impl Reputation {
                 *known = settlement;
             }
         }
-        let mine = |trade: &&Trade| {
-            [trade.terms.maker.trader, trade.terms.taker.trader].contains(&trader)
-        };
+        let mine =
+            |trade: &&Trade| [trade.terms.maker.trader, trade.terms.taker.trader].contains(&trader);
         let matches: HashMap<EventId, &Trade> =
             matches.iter().filter(mine).map(|trade| (trade.id, trade)).collect();
         let mut found = Self {
