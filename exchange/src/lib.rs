@@ -7,6 +7,7 @@
 //! | [`engine`] | the matching engine: commands in, events out, nothing else |
 //! | [`state`] | the exchange as a pure function of its journal: admission, markets, settlement |
 //! | [`replay`] | following a journal entry by entry, and what can be wrong with one |
+//! | [`fair_value`] | what ehash should be worth, for display |
 //! | [`journal`] | the journal on disk |
 //! | [`audit`] | whether an exchange did what its rules say, from public events |
 //! | [`desk`] | the thread that owns state and journal |
@@ -14,6 +15,7 @@
 pub mod audit;
 pub mod desk;
 pub mod engine;
+pub mod fair_value;
 pub mod journal;
 pub mod replay;
 pub mod state;
