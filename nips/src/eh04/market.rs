@@ -73,6 +73,31 @@ pub struct Rules {
     pub auction_ms: u32,
 }
 
+impl Rules {
+    /// Whether an exchange can keep these rules at all; what is wrong, if not.
+    ///
+    /// Within them lots, units and fees are reckoned without overflow.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let most = u64::from(u32::MAX);
+        let mut ways: Vec<&Way> = self.pay.iter().map(|payment| &payment.way).collect();
+        ways.sort();
+        ways.dedup();
+        if self.lot == HashUnits::ZERO || self.lot.get() > most {
+            Err(("lot", "must be 1 to 4294967295"))
+        } else if self.tick == Price::ZERO {
+            Err(("tick", "must be 1 or more"))
+        } else if self.min_lots == Lots::ZERO || self.min_lots > self.max_lots {
+            Err(("min_lots", "must be 1 or more, and not more than max_lots"))
+        } else if self.maker_fee_ppm > 1_000_000 || self.taker_fee_ppm > 1_000_000 {
+            Err(("maker_fee_ppm", "fees must be 1000000 or less"))
+        } else if ways.is_empty() || ways.len() > MAX_WAYS || ways.len() < self.pay.len() {
+            Err(("pay", "name 1 to 32 ways of payment, each once"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
 impl Default for Rules {
     fn default() -> Self {
         Self {
