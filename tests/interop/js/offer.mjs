@@ -21,8 +21,12 @@ const now = () => Math.floor(Date.now() / 1000);
 
 function trader(secret, market, clock = now) {
   const key = hexToBytes(secret);
-  const sign = (kind, tags) =>
-    finalizeEvent({ kind, tags, content: '', created_at: clock() }, key);
+  // Of two offers with one name and one time a relay keeps the lower id.
+  let last = 0;
+  const sign = (kind, tags) => {
+    last = Math.max(last + 1, clock());
+    return finalizeEvent({ kind, tags, content: '', created_at: last }, key);
+  };
   const offer = (d, terms) =>
     sign(OFFER, [['d', d], ['a', market], ['x', exchangeOf(market)], ...terms]);
   return {
