@@ -3,7 +3,7 @@
 
 mod board;
 mod clerk;
-mod opening;
+pub(crate) mod opening;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -24,7 +24,7 @@ struct Decoded {
 /// The state that the journal leads to.
 ///
 /// Errors where a record is damaged, or is not what those before it lead to.
-pub(super) fn replay(journal: &Journal, author: PublicKey) -> Result<Replay, DeskError> {
+pub(crate) fn replay(journal: &Journal, author: PublicKey) -> Result<Replay, DeskError> {
     let mut replay = Replay::new(author);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut records = journal.from(0);
