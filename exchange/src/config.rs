@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use hashpit_nips::eh04::{MAX_WAYS, Rules};
-use hashpit_nips::{HashUnits, Lots, Price};
+use hashpit_nips::eh04::{DecodeError, Rules};
 use nostr_sdk::{PublicKey, RelayUrl};
 use serde::Deserialize;
 
@@ -55,14 +54,9 @@ impl Config {
             ("depth_ms", "must be 10 or more")
         } else if self.checkpoint_secs == 0 {
             ("checkpoint_secs", "must be 1 or more")
-        } else if rules.lot == HashUnits::ZERO {
-            ("rules.lot", "must be 1 or more")
-        } else if rules.tick == Price::ZERO {
-            ("rules.tick", "must be 1 or more")
-        } else if rules.min_lots == Lots::ZERO || rules.min_lots > rules.max_lots {
-            ("rules.min_lots", "must be 1 or more, and not more than max_lots")
-        } else if rules.pay.is_empty() || rules.pay.len() > MAX_WAYS {
-            ("rules.pay", "name 1 to 32 ways of payment")
+        } else if let Err(DecodeError::Contradiction(reason)) = rules.clone().checked() {
+            // What no reader takes must never stand in the journal.
+            ("rules", reason)
         } else {
             return Ok(());
         };
