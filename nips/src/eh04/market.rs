@@ -73,31 +73,6 @@ pub struct Rules {
     pub auction_ms: u32,
 }
 
-impl Rules {
-    /// Whether an exchange can keep these rules at all; what is wrong, if not.
-    ///
-    /// Within them lots, units and fees are reckoned without overflow.
-    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        let most = u64::from(u32::MAX);
-        let mut ways: Vec<&Way> = self.pay.iter().map(|payment| &payment.way).collect();
-        ways.sort();
-        ways.dedup();
-        if self.lot == HashUnits::ZERO || self.lot.get() > most {
-            Err(("lot", "must be 1 to 4294967295"))
-        } else if self.tick == Price::ZERO {
-            Err(("tick", "must be 1 or more"))
-        } else if self.min_lots == Lots::ZERO || self.min_lots > self.max_lots {
-            Err(("min_lots", "must be 1 or more, and not more than max_lots"))
-        } else if self.maker_fee_ppm > 1_000_000 || self.taker_fee_ppm > 1_000_000 {
-            Err(("maker_fee_ppm", "fees must be 1000000 or less"))
-        } else if ways.is_empty() || ways.len() > MAX_WAYS || ways.len() < self.pay.len() {
-            Err(("pay", "name 1 to 32 ways of payment, each once"))
-        } else {
-            Ok(())
-        }
-    }
-}
-
 impl Default for Rules {
     fn default() -> Self {
         Self {
@@ -133,17 +108,17 @@ impl Rules {
         let ways: HashSet<Way> = self.pay.iter().map(|payment| payment.way).collect();
         let wrong = if !(1..=u64::from(u32::MAX)).contains(&self.lot.get()) {
             // So that the units of any number of lots fit into 64 bits.
-            "rules: lot must be 1 to 4294967295"
+            "lot must be 1 to 4294967295"
         } else if self.tick == Price::ZERO {
-            "rules: tick must be 1 or more"
+            "tick must be 1 or more"
         } else if self.min_lots == Lots::ZERO || self.min_lots > self.max_lots {
-            "rules: min_lots must be 1 or more, and not above max_lots"
+            "min_lots must be 1 or more, and not above max_lots"
         } else if self.maker_fee_ppm > MILLION || self.taker_fee_ppm > MILLION {
-            "rules: a fee is at most 1000000 parts per million"
+            "a fee is at most 1000000 parts per million"
         } else if self.pay.is_empty() || self.pay.len() > MAX_WAYS {
-            "rules: pay must list 1 to 32 ways"
+            "pay must list 1 to 32 ways"
         } else if ways.len() < self.pay.len() {
-            "rules: pay lists a way twice"
+            "pay lists a way twice"
         } else {
             return Ok(self);
         };
