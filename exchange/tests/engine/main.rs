@@ -1,5 +1,8 @@
 //! The matching engine through its public door.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dice;
 mod house;
 mod matching;
+mod model;
+mod random;
