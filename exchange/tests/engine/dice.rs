@@ -172,7 +172,10 @@ impl Dice {
             3 => order.max = Lots::ZERO,
             4 => order.pay = PayMask(0),
             5 => order.price = Some(Price::ZERO),
-            _ => order.price = Some(Price::new(u64::MAX / 6 * 6)),
+            _ => {
+                let price = Price::new(u64::MAX / 6 * 6);
+                (order.price, order.lots) = (Some(price), Lots::new(6));
+            }
         }
     }
 
