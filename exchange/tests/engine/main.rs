@@ -8,5 +8,6 @@ mod matching;
 mod model;
 mod oracle;
 mod random;
+mod replay;
 mod states;
 mod waiting;

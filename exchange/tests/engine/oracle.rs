@@ -20,7 +20,7 @@ impl Oracle {
             Side::Buy => orderbook_rs::Side::Buy,
             Side::Sell => orderbook_rs::Side::Sell,
         };
-        let (number, price) = (Id::from_u64(u64::from(number)), u128::from(price));
+        let (number, price) = (Id::sequential(u64::from(number)), u128::from(price));
         let (lots, gtc) = (u64::from(lots), TimeInForce::Gtc);
         let placed = self.0.add_limit_order_with_result(number, price, lots, side, gtc, None);
         let Some(result) = placed.unwrap().1 else { return Vec::new() };
@@ -35,7 +35,7 @@ impl Oracle {
     }
 
     fn cancel(&self, number: u32) -> bool {
-        self.0.cancel_order(Id::from_u64(u64::from(number))).unwrap().is_some()
+        self.0.cancel_order(Id::sequential(u64::from(number))).unwrap().is_some()
     }
 }
 
