@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// A pool's epoch, named as Hashpool names its units so that both systems'
 /// tokens look alike: `hash_02<pool key>_<height>`, with the pool's Nostr key
 /// as a compressed public key and the height of the block that opened it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EpochId {
     /// The pool's Nostr key (BIP-340, x only).
     pub pool: PublicKey,

@@ -9,16 +9,21 @@
 //!   it wants authentication first (the SDK asks again only if that comes neither
 //!   too early nor too late).
 //! - A publish counts only when some relay said OK.
+//! - What a relay has stored is read to the end ([`Mailbox::stored`]).
+
+mod pages;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hashpit_nips::eh02::{self, MessageError};
-use nostr_sdk::prelude::{Monitor, MonitorNotification, RelayPoolNotification};
+use nostr_sdk::prelude::{
+    MachineReadablePrefix, Monitor, MonitorNotification, RelayPoolNotification,
+};
 use nostr_sdk::{
-    Client, Event, EventId, Filter, Keys, NostrSigner, PublicKey, RelayMessage, RelayOptions,
-    RelayStatus, RelayUrl, SubscriptionId, Timestamp,
+    Client, ClientMessage, Event, EventId, Filter, Keys, NostrSigner, PublicKey, RelayMessage,
+    RelayOptions, RelayStatus, RelayUrl, SubscribeOptions, SubscriptionId, Timestamp,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,6 +56,9 @@ pub enum MailboxError {
     /// No relay stored the event.
     #[error("no relay stored the event: {0}")]
     NotStored(String),
+    /// A relay did not tell what it has.
+    #[error("{0} did not tell in time what it has stored; is it up?")]
+    Silent(RelayUrl),
     /// The message could not be sealed.
     #[error(transparent)]
     Message(#[from] MessageError),
@@ -62,6 +70,17 @@ pub struct Mailbox {
     client: Client,
     signer: Arc<dyn NostrSigner>,
     public_key: PublicKey,
+}
+
+/// What became of an event at a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// It has the event.
+    Stored,
+    /// It does not want it; its reason begins with a prefix of NIP-01.
+    Refused(String),
+    /// It gave no answer, or none to this event; why.
+    Unanswered(String),
 }
 
 /// What comes in through a subscription.
@@ -96,18 +115,19 @@ impl Mailbox {
     }
 
     /// Subscribes on every relay, now and whenever it connects.
-    pub async fn subscribe(&self, filter: Filter) -> Result<Inbox, MailboxError> {
+    pub async fn subscribe(&self, filters: impl Into<Vec<Filter>>) -> Result<Inbox, MailboxError> {
         let monitor = self.client.monitor().expect("built with a monitor").subscribe();
         let inbox = Inbox {
             client: self.client.clone(),
             id: SubscriptionId::generate(),
-            filter,
+            filters: filters.into(),
             notifications: self.client.notifications(),
             monitor,
             closed: HashSet::new(),
             told: HashSet::new(),
             retry_at: Instant::now(),
             pause: RESUBSCRIBE.0,
+            missed: 0,
         };
         // Those that connect from here on are noticed by the monitor.
         for (url, relay) in self.client.pool().all_relays().await {
@@ -150,6 +170,12 @@ impl Mailbox {
         relays.values().filter(|relay| relay.is_connected()).count()
     }
 
+    /// The relays that are connected now.
+    pub async fn reached(&self) -> Vec<RelayUrl> {
+        let relays = self.client.pool().all_relays().await;
+        relays.into_iter().filter(|(_, it)| it.is_connected()).map(|(url, _)| url).collect()
+    }
+
     /// Publishes to every relay; returns once at least one has stored it.
     pub async fn publish(&self, event: &Event) -> Result<(), MailboxError> {
         let output = self.client.send_event(event).await?;
@@ -157,6 +183,28 @@ impl Mailbox {
             let reasons: Vec<_> =
                 output.failed.iter().map(|(relay, why)| format!("{relay}: {why}")).collect();
             return Err(MailboxError::NotStored(reasons.join("; ")));
+        }
+        Ok(())
+    }
+
+    /// Publishes to every relay; what each made of it.
+    pub async fn deliver(
+        &self,
+        event: &Event,
+    ) -> Result<HashMap<RelayUrl, Delivery>, MailboxError> {
+        let output = self.client.send_event(event).await?;
+        let stored = output.success.into_iter().map(|relay| (relay, Delivery::Stored));
+        let failed = output.failed.into_iter().map(|(relay, why)| (relay, delivery(why)));
+        Ok(stored.chain(failed).collect())
+    }
+
+    /// Hands an event to every relay that is connected, after those handed over
+    /// before, and waits for no answer.
+    pub async fn cast(&self, event: &Event) -> Result<(), MailboxError> {
+        let relays = self.reached().await;
+        if !relays.is_empty() {
+            let message = ClientMessage::event(event.clone());
+            self.client.pool().send_msg_to(relays, message).await?;
         }
         Ok(())
     }
@@ -195,12 +243,21 @@ impl Mailbox {
     }
 }
 
+/// The SDK gives a relay's own words, or its own for what went wrong before.
+fn delivery(why: String) -> Delivery {
+    match MachineReadablePrefix::parse(&why) {
+        Some(MachineReadablePrefix::Duplicate) => Delivery::Stored,
+        Some(_) => Delivery::Refused(why),
+        None => Delivery::Unanswered(why),
+    }
+}
+
 /// A subscription.
 #[derive(Debug)]
 pub struct Inbox {
     client: Client,
     id: SubscriptionId,
-    filter: Filter,
+    filters: Vec<Filter>,
     notifications: Receiver<RelayPoolNotification>,
     monitor: Receiver<MonitorNotification>,
     /// Relays that closed the subscription until we have authenticated.
@@ -210,9 +267,16 @@ pub struct Inbox {
     /// When to ask them again, and how long to wait after that.
     retry_at: Instant,
     pause: Duration,
+    missed: u64,
 }
 
 impl Inbox {
+    /// How many notifications were lost since this was last asked, because the
+    /// reader fell behind; there may have been events among them.
+    pub fn take_missed(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
+    }
+
     /// The next arrival; `None` once the mailbox is closed.
     ///
     /// Cancel-safe. A reader that falls thousands of events behind loses the
@@ -243,7 +307,10 @@ impl Inbox {
             },
             notification = self.notifications.recv() => match notification {
                 Ok(notification) => return self.sort(notification),
-                Err(RecvError::Lagged(missed)) => warn!(missed, "fell behind; events lost"),
+                Err(RecvError::Lagged(missed)) => {
+                    self.missed += missed;
+                    warn!(missed, "fell behind; events lost");
+                }
                 Err(RecvError::Closed) => return None,
             },
         }
@@ -295,8 +362,9 @@ impl Inbox {
 
     async fn subscribe(&self, relay: &RelayUrl) {
         let id = self.id.clone();
-        let subscribed =
-            self.client.subscribe_with_id_to([relay], id, self.filter.clone(), None).await;
+        let (filters, options) = (self.filters.clone(), SubscribeOptions::default());
+        let pool = self.client.pool();
+        let subscribed = pool.subscribe_with_id_to([relay], id, filters, options).await;
         if let Err(error) = subscribed {
             warn!(%relay, %error, "could not subscribe");
         }

@@ -1,0 +1,200 @@
+//! Who may speak: proof of work on first contact, rates, clocks. A pure function
+//! of the journal, so that an auditor comes to the same answers.
+
+use std::collections::{HashMap, HashSet};
+
+use hashpit_nips::Millis;
+use hashpit_nips::eh04::Rules;
+use nostr::{Event, EventId, PublicKey};
+
+const MINUTE_MS: u64 = 60_000;
+const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
+
+/// Bytes of a trader's event, as JSON: it goes into an entry, whole.
+const MAX_EVENT: usize = 8 * 1024;
+
+/// What may be done with an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// It may be carried out.
+    Free,
+    /// It gets an entry that refuses it.
+    Refused(String),
+    /// It gets no entry.
+    Ignored(&'static str),
+}
+
+/// What has to be remembered of the journal to admit the next event.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// Events that have an entry.
+    answered: HashSet<EventId>,
+    /// Keys that have one.
+    known: HashSet<PublicKey>,
+    /// Entries of each key in this minute.
+    minute: (u64, HashMap<PublicKey, u32>),
+    /// Burnt commits of each key on this day.
+    day: (u64, HashMap<PublicKey, u32>),
+}
+
+impl Gate {
+    pub(super) fn is_answered(&self, id: &EventId) -> bool {
+        self.answered.contains(id)
+    }
+
+    /// Whether an event of a trader may be carried out at `at`. `timely`: it has
+    /// to be signed now.
+    pub(super) fn admit(
+        &self,
+        event: &Event,
+        timely: bool,
+        at: Millis,
+        rules: &Rules,
+    ) -> Admission {
+        if self.is_answered(&event.id) {
+            return Admission::Ignored("it has its entry");
+        }
+        if size(event) > MAX_EVENT {
+            return Admission::Ignored("it is longer than 8 KiB");
+        }
+        if !self.knows(event, rules) {
+            return Admission::Ignored("a key's first event needs proof of work (NIP-13)");
+        }
+        match self.in_minute(&event.pubkey, at).cmp(&rules.events_per_minute) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal => return Admission::Refused(too_fast(at)),
+            std::cmp::Ordering::Greater => {
+                return Admission::Ignored("its key has had its refusal for this minute");
+            }
+        }
+        let (signed, now) = (event.created_at.as_secs(), at.get() / 1000);
+        let drift = u64::from(rules.max_drift_secs);
+        if signed > now.saturating_add(drift) || (timely && signed.saturating_add(drift) < now) {
+            let off = signed.abs_diff(now);
+            return Admission::Refused(format!(
+                "invalid: created_at is {off} s off this exchange's clock, and {drift} s are \
+                 allowed; set your clock and sign it anew"
+            ));
+        }
+        Admission::Free
+    }
+
+    /// Whether an event is of a size and by a key that get answers.
+    pub(super) fn knows(&self, event: &Event, rules: &Rules) -> bool {
+        let worked = self.known.contains(&event.pubkey) || event.id.check_pow(rules.pow_bits);
+        worked && size(event) <= MAX_EVENT
+    }
+
+    /// Whether a key has left too many commits without their offer today.
+    pub(super) fn may_commit(&self, key: &PublicKey, at: Millis, rules: &Rules) -> bool {
+        let (day, burnt) = &self.day;
+        let today = *day == at.get() / DAY_MS;
+        !today || burnt.get(key).copied().unwrap_or_default() < rules.burnt_per_day
+    }
+
+    /// Notes that an event has got its entry.
+    pub(super) fn answered(&mut self, event: &Event, at: Millis) {
+        self.answered.insert(event.id);
+        self.known.insert(event.pubkey);
+        count(&mut self.minute, at.get() / MINUTE_MS, event.pubkey);
+    }
+
+    /// Notes that a pool's event has got its entry.
+    pub(super) fn answered_pool(&mut self, id: EventId) {
+        self.answered.insert(id);
+    }
+
+    /// Notes that a commit was burnt.
+    pub(super) fn burnt(&mut self, key: PublicKey, at: Millis) {
+        count(&mut self.day, at.get() / DAY_MS, key);
+    }
+
+    fn in_minute(&self, key: &PublicKey, at: Millis) -> u32 {
+        let (minute, counts) = &self.minute;
+        let current = *minute == at.get() / MINUTE_MS;
+        if current { counts.get(key).copied().unwrap_or_default() } else { 0 }
+    }
+}
+
+fn count(window: &mut (u64, HashMap<PublicKey, u32>), number: u64, key: PublicKey) {
+    if window.0 != number {
+        *window = (number, HashMap::new());
+    }
+    *window.1.entry(key).or_default() += 1;
+}
+
+fn too_fast(at: Millis) -> String {
+    let rest = 60 - at.get() % MINUTE_MS / 1000;
+    format!(
+        "rate-limited: your key has had all its events of this minute; further ones get no \
+         answer for {rest} s"
+    )
+}
+
+/// Bytes that an event takes in an entry, roughly: without counting quotes.
+fn size(event: &Event) -> usize {
+    let tags = event.tags.iter().flat_map(|tag| tag.as_slice().iter());
+    event.content.len() + tags.map(|text| text.len() + 3).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use nostr::{EventBuilder, Keys, Kind, Timestamp};
+
+    use super::*;
+
+    fn event(keys: &Keys, at: u64, text: &str) -> Event {
+        let builder = EventBuilder::new(Kind::Custom(38480), text);
+        builder.custom_created_at(Timestamp::from(at)).sign_with_keys(keys).unwrap()
+    }
+
+    #[test]
+    fn a_stranger_works_for_its_first_event_only() {
+        let (keys, rules) = (Keys::generate(), Rules { pow_bits: 12, ..Rules::default() });
+        let (mut gate, at) = (Gate::default(), Millis::new(1_000_000));
+        let plain = event(&keys, 1_000, "");
+        assert!(matches!(gate.admit(&plain, true, at, &rules), Admission::Ignored(_)));
+        let builder = EventBuilder::new(Kind::Custom(38480), "").pow(12);
+        let worked = builder.custom_created_at(Timestamp::from(1_000));
+        let worked = worked.sign_with_keys(&keys).unwrap();
+        assert_eq!(gate.admit(&worked, true, at, &rules), Admission::Free);
+        gate.answered(&worked, at);
+        assert_eq!(gate.admit(&plain, true, at, &rules), Admission::Free);
+        assert!(matches!(gate.admit(&worked, true, at, &rules), Admission::Ignored(_)));
+    }
+
+    #[test]
+    fn a_key_that_is_too_fast_hears_it_once_a_minute() {
+        let rules = Rules { pow_bits: 0, events_per_minute: 3, ..Rules::default() };
+        let (keys, mut gate, at) = (Keys::generate(), Gate::default(), Millis::new(1_200_000));
+        for number in 0..3 {
+            let event = event(&keys, 1_200, &number.to_string());
+            assert_eq!(gate.admit(&event, true, at, &rules), Admission::Free);
+            gate.answered(&event, at);
+        }
+        let fourth = event(&keys, 1_200, "fourth");
+        assert!(matches!(gate.admit(&fourth, true, at, &rules), Admission::Refused(_)));
+        gate.answered(&fourth, at);
+        let fifth = event(&keys, 1_200, "fifth");
+        assert!(matches!(gate.admit(&fifth, true, at, &rules), Admission::Ignored(_)));
+        let later = Millis::new(1_260_000);
+        assert_eq!(gate.admit(&fifth, true, later, &rules), Admission::Free);
+    }
+
+    #[test]
+    fn what_has_to_be_signed_now_may_be_a_minute_off() {
+        let rules = Rules { pow_bits: 0, ..Rules::default() };
+        let (keys, gate, at) = (Keys::generate(), Gate::default(), Millis::new(1_000_000));
+        for (signed, timely, free) in [
+            (940, true, true),
+            (1_060, true, true),
+            (939, true, false),
+            (1_061, true, false),
+            (1, false, true),
+            (1_061, false, false),
+        ] {
+            let admitted = gate.admit(&event(&keys, signed, ""), timely, at, &rules);
+            assert_eq!(admitted == Admission::Free, free, "{signed} {timely}: {admitted:?}");
+        }
+    }
+}

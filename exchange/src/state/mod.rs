@@ -1,0 +1,261 @@
+//! The exchange as a pure function of its journal: who may speak, which markets
+//! there are, what matches, what became of it. The desk uses it to say what is
+//! true, and an auditor to check that the desk did.
+//!
+//! No clock: time is what the entries say.
+
+mod admission;
+mod events;
+mod markets;
+mod trader;
+mod trades;
+
+use std::collections::BTreeMap;
+
+use hashpit_nips::Millis;
+use hashpit_nips::eh01::EpochKeyset;
+use hashpit_nips::eh04::{MarketState, Rules, Side};
+use hashpit_nips::eh05::{Book, Effect, Level, Match, Outcome, Settlement, Subject};
+use nostr::{Event, EventBuilder, EventId, PublicKey};
+use sha2::{Digest, Sha256};
+
+use crate::engine::{self, Command, Engine, Limits};
+use admission::Gate;
+pub(crate) use events::id_of;
+pub(crate) use markets::Seats;
+use trades::Trades;
+
+/// The state of an exchange after some entries.
+#[derive(Debug)]
+pub struct State {
+    /// The exchange's key.
+    exchange: PublicKey,
+    rules: Rules,
+    engine: Engine,
+    seats: Seats,
+    gate: Gate,
+    trades: Trades,
+    /// Sequence of the next entry.
+    next: u64,
+    /// Time of the newest entry.
+    at: Millis,
+    /// The event that is being carried out.
+    subject: Option<EventId>,
+    /// Deferred events, by the sequence of their entry.
+    deferred: BTreeMap<u64, EventId>,
+    /// What the engine says, before it is sorted.
+    said: Vec<engine::Event>,
+}
+
+/// What follows from a subject.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It gets no entry, and nothing has changed.
+    Ignored(&'static str),
+    /// It is the next entry.
+    Entry(Box<Consequences>),
+}
+
+/// What an entry brings about.
+#[derive(Debug, Default)]
+pub struct Consequences {
+    /// What became of the subject.
+    pub outcome: Option<Outcome>,
+    /// What else happened.
+    pub effects: Vec<Effect>,
+    /// Offers that met.
+    pub matches: Vec<Match>,
+    /// Matches that ended.
+    pub settlements: Vec<Settlement>,
+    /// Levels that are not as they were: market, side, price, lots, offers.
+    pub depth: Vec<engine::Event>,
+}
+
+impl Consequences {
+    /// The events that tell matches and settlements, unsigned, in the order in
+    /// which a record holds them.
+    pub fn events(&self) -> impl Iterator<Item = EventBuilder> {
+        let matches = self
+            .matches
+            .iter()
+            .map(|matched| matched.encode().expect("the engine has multiplied price and lots"));
+        matches.chain(self.settlements.iter().map(Settlement::encode))
+    }
+}
+
+impl State {
+    /// An exchange before its first entry.
+    pub fn new(exchange: PublicKey) -> Self {
+        Self {
+            exchange,
+            rules: Rules::default(),
+            engine: Engine::new(limits(&Rules::default())),
+            seats: Seats::default(),
+            gate: Gate::default(),
+            trades: Trades::default(),
+            next: 0,
+            at: Millis::ZERO,
+            subject: None,
+            deferred: BTreeMap::new(),
+            said: Vec::new(),
+        }
+    }
+
+    /// Sequence of the next entry.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Time of the newest entry.
+    pub fn at(&self) -> Millis {
+        self.at
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn seats(&self) -> &Seats {
+        &self.seats
+    }
+
+    /// Whether an event has its entry.
+    pub fn is_answered(&self, id: &EventId) -> bool {
+        self.gate.is_answered(id)
+    }
+
+    /// Whether this exchange owes an event an entry: it is a trader's, for this
+    /// exchange, of a key that is known or has done its proof of work.
+    pub fn owes(&self, event: &Event) -> bool {
+        self.gate.knows(event, &self.rules) && self.concerns(event)
+    }
+
+    /// A market's book, all levels.
+    pub(crate) fn book(&self, market: engine::MarketId) -> Book {
+        let levels = |side| {
+            let levels = self.engine.levels(market, side);
+            levels.map(|(price, lots, offers)| Level(price, lots, offers)).collect()
+        };
+        Book {
+            state: self.engine.state(market).unwrap_or(MarketState::Closed),
+            bids: levels(Side::Buy),
+            asks: levels(Side::Sell),
+            cut: false,
+            last: None,
+        }
+    }
+
+    /// When something happens by itself.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        let deadlines =
+            [self.engine.next_deadline(), self.trades.next_deadline(), self.seats.next_deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Makes a subject the next entry at `at`, if it can be one. `at` must not be
+    /// earlier than the entry before.
+    pub fn apply(&mut self, at: Millis, subject: &Subject) -> Verdict {
+        debug_assert!(at >= self.at, "time never goes back");
+        let mut all = Consequences::default();
+        match subject {
+            Subject::Rules(rules) => self.set_rules(at, rules, &mut all),
+            _ if self.next == 0 => return Verdict::Ignored("the first entry holds the rules"),
+            Subject::Epoch(event) => match self.epoch(at, event, &mut all) {
+                Ok(()) => {}
+                Err(why) => return Verdict::Ignored(why),
+            },
+            Subject::Trader(event) => match self.trader(at, event, &mut all) {
+                Ok(()) => {}
+                Err(why) => return Verdict::Ignored(why),
+            },
+            Subject::Time => self.advance(at, &mut all),
+        }
+        all.outcome.get_or_insert(Outcome::Accepted);
+        self.at = at;
+        self.next += 1;
+        Verdict::Entry(Box::new(all))
+    }
+
+    fn set_rules(&mut self, at: Millis, rules: &Rules, all: &mut Consequences) {
+        self.advance(at, all);
+        self.rules = rules.clone();
+        self.run(at, Command::SetLimits(limits(rules)), all);
+        for market in self.seats.all().map(|(id, _)| id).collect::<Vec<_>>() {
+            self.run(at, Command::SetRules(market, markets::market_rules(rules)), all);
+        }
+    }
+
+    fn epoch(
+        &mut self,
+        at: Millis,
+        event: &Event,
+        all: &mut Consequences,
+    ) -> Result<(), &'static str> {
+        if self.gate.is_answered(&event.id) {
+            return Err("it has its entry");
+        }
+        let keyset = EpochKeyset::decode(event).map_err(|_| "it is no epoch keyset")?;
+        if !self.seats.concerns(&keyset, event.created_at) {
+            return Err("nothing follows from it");
+        }
+        self.advance(at, all);
+        let steps = self.seats.epoch(&keyset, event.created_at, at, &self.rules);
+        self.gate.answered_pool(event.id);
+        for step in steps {
+            self.run(at, step, all);
+        }
+        Ok(())
+    }
+
+    /// Lets happen what has to happen by `at`.
+    fn advance(&mut self, at: Millis, all: &mut Consequences) {
+        self.run(at, Command::Time, all);
+        while let Some(command) = self.seats.take_phase(at, &self.rules) {
+            self.run(at, command, all);
+        }
+        all.settlements.extend(self.trades.advance(self.next, at));
+    }
+
+    /// Has the engine carry out a command, and sorts what it says.
+    fn run(&mut self, at: Millis, command: Command, all: &mut Consequences) {
+        let mut said = std::mem::take(&mut self.said);
+        self.engine.apply(self.next, at, command, &mut said);
+        for event in said.drain(..) {
+            self.sort(at, event, all);
+        }
+        self.said = said;
+    }
+
+    /// SHA-256 of the whole state but the memory of who was answered, which is
+    /// the journal itself.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update([1]);
+        hash.update(self.next.to_be_bytes());
+        hash.update(self.at.get().to_be_bytes());
+        hash.update(serde_json::to_string(&self.rules).expect("plain data is JSON"));
+        for (market, _) in self.seats.all() {
+            hash.update(self.engine.digest(market));
+        }
+        self.seats.digest(|bytes| hash.update(bytes));
+        self.trades.digest(|bytes| hash.update(bytes));
+        hash.finalize().into()
+    }
+}
+
+fn limits(rules: &Rules) -> Limits {
+    Limits {
+        open_offers_per_trader: rules.offers_per_trader,
+        open_offers_per_market: rules.offers_per_market,
+        makers_per_order: rules.makers_per_offer,
+        commits_per_trader: rules.commits_per_trader,
+        reveal_ms: rules.reveal_ms.into(),
+        deferred_per_market: rules.deferred_per_market,
+        deferred_per_trader: rules.deferred_per_trader,
+    }
+}
