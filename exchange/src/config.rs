@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use hashpit_nips::eh04::{MAX_WAYS, Rules};
-use hashpit_nips::{HashUnits, Lots, Price};
+use hashpit_nips::eh04::Rules;
 use nostr_sdk::{PublicKey, RelayUrl};
 use serde::Deserialize;
 
@@ -46,7 +45,6 @@ impl Default for Config {
 impl Config {
     /// Whether an exchange can work with these settings.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let rules = &self.rules;
         let wrong = if self.relays.is_empty() || self.relays.len() > MAX_RELAYS {
             ("relays", "name 1 to 32 relays that traders use, too")
         } else if self.pools.is_empty() {
@@ -55,14 +53,8 @@ impl Config {
             ("depth_ms", "must be 10 or more")
         } else if self.checkpoint_secs == 0 {
             ("checkpoint_secs", "must be 1 or more")
-        } else if rules.lot == HashUnits::ZERO {
-            ("rules.lot", "must be 1 or more")
-        } else if rules.tick == Price::ZERO {
-            ("rules.tick", "must be 1 or more")
-        } else if rules.min_lots == Lots::ZERO || rules.min_lots > rules.max_lots {
-            ("rules.min_lots", "must be 1 or more, and not more than max_lots")
-        } else if rules.pay.is_empty() || rules.pay.len() > MAX_WAYS {
-            ("rules.pay", "name 1 to 32 ways of payment")
+        } else if let Err(wrong) = self.rules.check() {
+            wrong
         } else {
             return Ok(());
         };

@@ -7,7 +7,9 @@
 //! | [`engine`] | the matching engine: commands in, events out, nothing else |
 //! | [`state`] | the exchange as a pure function of its journal: admission, markets, settlement |
 //! | [`replay`] | following a journal entry by entry, and what can be wrong with one |
+//! | [`fair_value`] | what ehash should be worth, for display |
 //! | [`journal`] | the journal on disk |
+//! | [`audit`] | whether an exchange did what its rules say, from public events |
 //! | [`desk`] | the thread that owns state and journal |
 //! | [`config`] | settings |
 //! | [`recovery`] | the journal on disk against the relays', at start |
@@ -21,9 +23,11 @@
 //! its outcome and a durable entry, and an `outlet` for each relay publishes
 //! that; `notice` tells who matched, `feed` tells everybody how the book stands.
 
+pub mod audit;
 pub mod config;
 pub mod desk;
 pub mod engine;
+pub mod fair_value;
 mod feed;
 mod intake;
 pub mod journal;

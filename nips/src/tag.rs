@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use nostr::{Event, Kind, Tag};
+use nostr::{Event, EventId, Kind, PublicKey, Tag, Timestamp};
 
 /// Why an event is not what its kind promises.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,6 +103,40 @@ pub(crate) fn integer<T: FromStr>(event: &Event, name: &'static str) -> Result<T
 pub(crate) fn decimal<T: FromStr>(name: &'static str, value: &str) -> Result<T, DecodeError> {
     crate::units::decimal(value)
         .ok_or_else(|| DecodeError::tag(name, "not a decimal integer, or too large"))
+}
+
+/// [`required`], as an event's id.
+pub(crate) fn id(event: &Event, name: &'static str) -> Result<EventId, DecodeError> {
+    event_id(name, required(event, name)?)
+}
+
+/// `text` as an event's id: 64 lower-case hex digits. Relays compare tags as
+/// text, so that an id has one spelling.
+pub(crate) fn event_id(name: &'static str, text: &str) -> Result<EventId, DecodeError> {
+    lower_hex(name, text)?;
+    EventId::from_hex(text).map_err(|error| DecodeError::tag(name, error))
+}
+
+/// `text` as a public key: 64 lower-case hex digits, as with [`event_id`].
+pub(crate) fn key(name: &'static str, text: &str) -> Result<PublicKey, DecodeError> {
+    lower_hex(name, text)?;
+    PublicKey::from_hex(text).map_err(|error| DecodeError::tag(name, error))
+}
+
+fn lower_hex(name: &'static str, text: &str) -> Result<(), DecodeError> {
+    if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Ok(());
+    }
+    Err(DecodeError::tag(name, "must be 64 lower-case hex digits"))
+}
+
+/// `text` as a time in seconds, which fits into 64 bits as milliseconds, too.
+pub(crate) fn seconds(name: &'static str, text: &str) -> Result<Timestamp, DecodeError> {
+    let seconds: u64 = decimal(name, text)?;
+    if seconds > u64::MAX / 1000 {
+        return Err(DecodeError::tag(name, "is beyond all clocks"));
+    }
+    Ok(Timestamp::from(seconds))
 }
 
 /// Names of an enum's values, as tags spell them: `Display` and `FromStr`.

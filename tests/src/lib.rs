@@ -9,6 +9,7 @@
 //! | [`proxy_house`] | a proxy on free loopback ports |
 //! | [`process`] | child processes that do not outlive their test |
 //! | [`sat_mint`] | a mint of sats |
+//! | [`scripted_exchange`] | an exchange that says what a test tells it to |
 //! | [`sv1_miner`] | a Stratum V1 CPU miner, to mine under a translator |
 //! | [`sv2_peer`] | a raw Sv2 client, well-behaved or not |
 
@@ -18,5 +19,6 @@ pub mod house;
 pub mod process;
 pub mod proxy_house;
 pub mod sat_mint;
+pub mod scripted_exchange;
 pub mod sv1_miner;
 pub mod sv2_peer;

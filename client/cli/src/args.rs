@@ -8,6 +8,8 @@ use hashpit_client::mint::Route;
 use hashpit_client::wallet::MintUrl;
 use nostr_sdk::{PublicKey, RelayUrl};
 
+use crate::trade::args as trade;
+
 /// Ehash on Nostr: mine, hold and trade tokens for work done.
 ///
 /// `hashpit up` starts everything on this machine: a relay, a mint, a pool on a
@@ -55,6 +57,14 @@ pub enum Command {
     Proxy(Proxy),
     /// Hold, send, receive and claim ehash.
     Wallet(Wallet),
+    /// Make, change and cancel offers at an exchange.
+    Offer(trade::Offer),
+    /// Show a market's book: who pays how much for ehash.
+    Book(trade::Book),
+    /// Show what was traded.
+    Trades(trade::Trades),
+    /// Show an exchange's markets and rules.
+    Market(trade::Market),
     /// Print a script that completes hashpit's commands in a shell.
     ///
     /// For bash: `hashpit completions bash > ~/.local/share/bash-completion/completions/hashpit`

@@ -22,6 +22,8 @@ pub struct Config {
     pub exchange: hashpit_exchange::Config,
     /// The proxy for miners.
     pub proxy: Proxy,
+    /// Where to trade.
+    pub trade: Trade,
     /// The built-in CPU miner.
     pub miner: Miner,
 }
@@ -38,6 +40,16 @@ pub struct Proxy {
     pub relays: Vec<RelayUrl>,
     /// What concerns the devices below.
     pub devices: hashpit_client::proxy::Settings,
+}
+
+/// Where to trade.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Trade {
+    /// The exchange, unless a command names another.
+    pub exchange: Option<PublicKey>,
+    /// Relays that it writes to; without, those that the wallet knows.
+    pub relays: Vec<RelayUrl>,
 }
 
 /// A pool's mining port.

@@ -10,6 +10,7 @@
 //! | `proxy` | devices of one's own, mining for the wallet |
 //! | `roles` | one role for operators |
 //! | `wallet` | the wallet's commands |
+//! | `trade` | offers, books and trades |
 //! | `terminal` | tables, QR codes, progress bars, questions |
 
 mod args;
@@ -19,6 +20,7 @@ mod listen;
 mod proxy;
 mod roles;
 mod terminal;
+mod trade;
 mod up;
 mod wallet;
 
@@ -57,6 +59,10 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Exchange(options) => roles::exchange(options, config, dir, shutdown).await,
             Command::Proxy(options) => proxy::run(options, config, dir, shutdown).await,
             Command::Wallet(options) => wallet::run(options, dir, shutdown).await,
+            Command::Offer(options) => trade::offer(options, &config.trade, dir).await,
+            Command::Book(options) => trade::book(options, &config.trade, dir, shutdown).await,
+            Command::Trades(options) => trade::trades(options, &config.trade, dir, shutdown).await,
+            Command::Market(options) => trade::market(options, &config.trade, dir).await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Args::command(), "hashpit", &mut io::stdout());
                 Ok(())

@@ -22,7 +22,7 @@ pub mod account {
     pub const IDENTITY: u32 = 0;
     /// Author of ehash backups.
     pub const BACKUP: u32 = 1;
-    /// Parent of the keys made for single trades.
+    /// Author of offers, and parent of the keys made for single trades.
     pub const TRADE: u32 = 2;
     /// The key that a NIP-60 wallet receives nutzaps to.
     pub const NUTZAP: u32 = 3;
@@ -94,6 +94,11 @@ impl Wallet {
     /// would read every token under the identity as sats.
     pub fn backup_keys(&self) -> Keys {
         self.seed.nostr_keys(account::BACKUP)
+    }
+
+    /// The author of offers: an own key, so that they do not show who mines.
+    pub fn trade_keys(&self) -> Keys {
+        self.seed.nostr_keys(account::TRADE)
     }
 
     /// Takes on the Nostr identity that a remote signer holds (NIP-46,

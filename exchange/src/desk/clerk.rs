@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hashpit_nips::eh04::{Market, MarketState, Rules, Side};
-use hashpit_nips::eh05::{Book, Entry, Level, Subject};
+use hashpit_nips::eh04::{Market, Rules};
+use hashpit_nips::eh05::{Entry, Subject};
 use hashpit_nips::{EpochId, Millis, kind};
 use nostr::{Event, EventBuilder, Keys};
 use tokio::runtime::Handle;
@@ -188,16 +188,16 @@ impl Clerk {
     fn snapshot(&self, id: MarketId, head: (u64, nostr::EventId)) -> Snapshot {
         let state = self.replay.state();
         let (engine, seat) = (state.engine(), state.seats().seat(id));
-        let levels = |side| engine.levels(id, side).map(|(p, lots, n)| Level(p, lots, n)).collect();
-        let known = engine.state(id).unwrap_or(MarketState::Closed);
+        let mut book = state.book(id);
         let rules = engine.rules(id);
         let fees = rules.map_or((0, 0), |rules| (rules.maker_fee_ppm, rules.taker_fee_ppm));
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        book.last = board.last(&seat.epoch);
         Snapshot {
             market: Market {
                 epoch: seat.epoch,
                 mint: seat.mint.clone(),
-                state: known,
+                state: book.state,
                 until: seat.until,
                 seq: seat.changed,
                 lot: seat.lot,
@@ -208,13 +208,7 @@ impl Clerk {
             head,
             digest: engine.digest(id),
             at: state.at(),
-            book: Book {
-                state: known,
-                bids: levels(Side::Buy),
-                asks: levels(Side::Sell),
-                cut: false,
-                last: board.last(&seat.epoch),
-            },
+            book,
         }
     }
 }

@@ -57,8 +57,7 @@ impl Gate {
         if size(event) > MAX_EVENT {
             return Admission::Ignored("it is longer than 8 KiB");
         }
-        let stranger = !self.known.contains(&event.pubkey);
-        if stranger && !event.id.check_pow(rules.pow_bits) {
+        if !self.knows(event, rules) {
             return Admission::Ignored("a key's first event needs proof of work (NIP-13)");
         }
         match self.in_minute(&event.pubkey, at).cmp(&rules.events_per_minute) {
@@ -78,6 +77,12 @@ impl Gate {
             ));
         }
         Admission::Free
+    }
+
+    /// Whether an event is of a size and by a key that get answers.
+    pub(super) fn knows(&self, event: &Event, rules: &Rules) -> bool {
+        let worked = self.known.contains(&event.pubkey) || event.id.check_pow(rules.pow_bits);
+        worked && size(event) <= MAX_EVENT
     }
 
     /// Whether a key has left too many commits without their offer today.

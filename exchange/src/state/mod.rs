@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 
 use hashpit_nips::Millis;
 use hashpit_nips::eh01::EpochKeyset;
-use hashpit_nips::eh04::Rules;
-use hashpit_nips::eh05::{Effect, Match, Outcome, Settlement, Subject};
+use hashpit_nips::eh04::{MarketState, Rules, Side};
+use hashpit_nips::eh05::{Book, Effect, Level, Match, Outcome, Settlement, Subject};
 use nostr::{Event, EventBuilder, EventId, PublicKey};
 use sha2::{Digest, Sha256};
 
@@ -129,6 +129,27 @@ impl State {
         self.gate.is_answered(id)
     }
 
+    /// Whether this exchange owes an event an entry: it is a trader's, for this
+    /// exchange, of a key that is known or has done its proof of work.
+    pub fn owes(&self, event: &Event) -> bool {
+        self.gate.knows(event, &self.rules) && self.concerns(event)
+    }
+
+    /// A market's book, all levels.
+    pub(crate) fn book(&self, market: engine::MarketId) -> Book {
+        let levels = |side| {
+            let levels = self.engine.levels(market, side);
+            levels.map(|(price, lots, offers)| Level(price, lots, offers)).collect()
+        };
+        Book {
+            state: self.engine.state(market).unwrap_or(MarketState::Closed),
+            bids: levels(Side::Buy),
+            asks: levels(Side::Sell),
+            cut: false,
+            last: None,
+        }
+    }
+
     /// When something happens by itself.
     pub fn next_deadline(&self) -> Option<Millis> {
         let deadlines =
@@ -142,7 +163,11 @@ impl State {
         debug_assert!(at >= self.at, "time never goes back");
         let mut all = Consequences::default();
         match subject {
-            Subject::Rules(rules) => self.set_rules(at, rules, &mut all),
+            Subject::Rules(rules) => match rules.check() {
+                Ok(()) => self.set_rules(at, rules, &mut all),
+                Err((_, why)) => return Verdict::Ignored(why),
+            },
+            _ if self.next == 0 => return Verdict::Ignored("the first entry holds the rules"),
             Subject::Epoch(event) => match self.epoch(at, event, &mut all) {
                 Ok(()) => {}
                 Err(why) => return Verdict::Ignored(why),

@@ -4,7 +4,7 @@ use nostr::{Event, EventBuilder, EventId, PublicKey, Timestamp};
 
 use super::offer::optional_parsed;
 use super::{DecodeError, MarketId};
-use crate::tag::{self, all, decimal, expect_kind, parsed, required};
+use crate::tag::{self, all, decimal, expect_kind, required};
 use crate::{EpochId, kind};
 
 /// A trader's command.
@@ -71,20 +71,19 @@ impl Command {
     /// Reads an event of kind 8483.
     pub fn decode(event: &Event) -> Result<Self, DecodeError> {
         expect_kind(event, kind::COMMAND)?;
-        let exchange = PublicKey::from_hex(required(event, "x")?)
-            .map_err(|error| DecodeError::tag("x", error))?;
+        let exchange = tag::key("x", required(event, "x")?)?;
         required(event, "cmd")?;
         let words = all(event, "cmd").next().unwrap_or_default();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let action = match words.as_slice() {
             ["cancel_all"] => Action::CancelAll(market(event, exchange)?),
             ["alive", "off"] => Action::Alive(None),
-            ["alive", until] => Action::Alive(Some(Timestamp::from(decimal::<u64>("cmd", until)?))),
+            ["alive", until] => Action::Alive(Some(tag::seconds("cmd", until)?)),
             ["commit", offer] => Action::Commit {
                 epoch: market(event, exchange)?.ok_or(DecodeError::Missing("a"))?,
-                offer: offer.parse().map_err(|error| DecodeError::tag("cmd", error))?,
+                offer: tag::event_id("cmd", offer)?,
             },
-            ["step", step] => Action::Step { of: parsed(event, "e")?, step: a_step(step)? },
+            ["step", step] => Action::Step { of: tag::id(event, "e")?, step: a_step(step)? },
             _ => return Err(DecodeError::tag("cmd", "unknown command, or wrong number of values")),
         };
         Ok(Self { exchange, action })

@@ -1,13 +1,18 @@
 //! Kinds 38481 and 38482: the terms under which an exchange trades.
 
+use std::collections::HashSet;
+
 use cashu::MintUrl;
 use nostr::{Event, EventBuilder, PublicKey, RelayUrl, Tag, TagKind};
 use serde::{Deserialize, Serialize};
 
-use super::offer::way;
+use super::offer::{MAX_WAYS, way};
 use super::{DecodeError, MarketState, Way};
 use crate::tag::{self, all, decimal, expect_kind, integer, optional, parsed, required};
 use crate::{EpochId, HashUnits, Lots, Millis, Price, kind};
+
+/// Parts per million of the whole.
+const MILLION: u32 = 1_000_000;
 
 /// A way of payment, and where its mint answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,12 +64,38 @@ pub struct Rules {
     pub deferred_per_market: u32,
     /// Events of one key that wait behind commits, over all markets.
     pub deferred_per_trader: u32,
-    /// Standing offers that an incoming one looks at.
+    /// Standing offers that an incoming one looks at; it does not take what it
+    /// has not found by then.
     pub makers_per_offer: u32,
     /// How long a market stands still when its epoch closes.
     pub halt_ms: u32,
     /// How long offers gather after that before one price clears them.
     pub auction_ms: u32,
+}
+
+impl Rules {
+    /// Whether an exchange can keep these rules at all; what is wrong, if not.
+    ///
+    /// Within them lots, units and fees are reckoned without overflow.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let most = u64::from(u32::MAX);
+        let mut ways: Vec<&Way> = self.pay.iter().map(|payment| &payment.way).collect();
+        ways.sort();
+        ways.dedup();
+        if self.lot == HashUnits::ZERO || self.lot.get() > most {
+            Err(("lot", "must be 1 to 4294967295"))
+        } else if self.tick == Price::ZERO {
+            Err(("tick", "must be 1 or more"))
+        } else if self.min_lots == Lots::ZERO || self.min_lots > self.max_lots {
+            Err(("min_lots", "must be 1 or more, and not more than max_lots"))
+        } else if self.maker_fee_ppm > 1_000_000 || self.taker_fee_ppm > 1_000_000 {
+            Err(("maker_fee_ppm", "fees must be 1000000 or less"))
+        } else if ways.is_empty() || ways.len() > MAX_WAYS || ways.len() < self.pay.len() {
+            Err(("pay", "name 1 to 32 ways of payment, each once"))
+        } else {
+            Ok(())
+        }
+    }
 }
 
 impl Default for Rules {
@@ -94,6 +125,32 @@ impl Default for Rules {
     }
 }
 
+impl Rules {
+    /// These rules, if a market can be held by them.
+    ///
+    /// Errors say which rule it is that cannot be.
+    pub fn checked(self) -> Result<Self, DecodeError> {
+        let ways: HashSet<Way> = self.pay.iter().map(|payment| payment.way).collect();
+        let wrong = if !(1..=u64::from(u32::MAX)).contains(&self.lot.get()) {
+            // So that the units of any number of lots fit into 64 bits.
+            "rules: lot must be 1 to 4294967295"
+        } else if self.tick == Price::ZERO {
+            "rules: tick must be 1 or more"
+        } else if self.min_lots == Lots::ZERO || self.min_lots > self.max_lots {
+            "rules: min_lots must be 1 or more, and not above max_lots"
+        } else if self.maker_fee_ppm > MILLION || self.taker_fee_ppm > MILLION {
+            "rules: a fee is at most 1000000 parts per million"
+        } else if self.pay.is_empty() || self.pay.len() > MAX_WAYS {
+            "rules: pay must list 1 to 32 ways"
+        } else if ways.len() < self.pay.len() {
+            "rules: pay lists a way twice"
+        } else {
+            return Ok(self);
+        };
+        Err(DecodeError::Contradiction(wrong))
+    }
+}
+
 /// An exchange, and its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExchangeInfo {
@@ -117,12 +174,15 @@ impl ExchangeInfo {
         tags.extend(self.relays.iter().map(|relay| tag::tag("relay", relay)));
         tags.extend(self.pools.iter().map(|pool| Tag::public_key(*pool)));
         let rules = serde_json::to_string(&self.rules).expect("plain data is JSON");
-        EventBuilder::new(kind::EXCHANGE, rules).tags(tags)
+        EventBuilder::new(kind::EXCHANGE, rules).tags(tags).allow_self_tagging()
     }
 
     /// Reads an event of kind 38482.
     pub fn decode(event: &Event) -> Result<Self, DecodeError> {
         expect_kind(event, kind::EXCHANGE)?;
+        if required(event, "d")? != Self::D {
+            return Err(DecodeError::tag("d", "must be exchange"));
+        }
         let relay = |values: &[String]| {
             let url = values.first().map(String::as_str).unwrap_or_default();
             RelayUrl::parse(url).map_err(|error| DecodeError::tag("relay", error))
@@ -130,9 +190,12 @@ impl ExchangeInfo {
         Ok(Self {
             name: required(event, "name")?.to_owned(),
             relays: all(event, "relay").map(relay).collect::<Result<_, _>>()?,
-            pools: event.tags.public_keys().copied().collect(),
-            rules: serde_json::from_str(&event.content)
-                .map_err(|error| DecodeError::Content(error.to_string()))?,
+            pools: all(event, "p")
+                .map(|values| tag::key("p", values.first().map(String::as_str).unwrap_or_default()))
+                .collect::<Result<_, _>>()?,
+            rules: serde_json::from_str::<Rules>(&event.content)
+                .map_err(|error| DecodeError::Content(error.to_string()))?
+                .checked()?,
         })
     }
 }

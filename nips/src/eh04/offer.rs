@@ -43,7 +43,7 @@ impl FromStr for MarketId {
         let parts = text.strip_prefix("38481:").and_then(|rest| rest.split_once(':'));
         let (exchange, epoch) = parts.ok_or(MarketIdError)?;
         Ok(Self {
-            exchange: PublicKey::from_hex(exchange).map_err(|_| MarketIdError)?,
+            exchange: tag::key("a", exchange).map_err(|_| MarketIdError)?,
             epoch: epoch.parse().map_err(|_| MarketIdError)?,
         })
     }
@@ -76,7 +76,9 @@ impl FromStr for Way {
             None => return Err("a way of payment is cashu:<mint key in hex> or nwc"),
             Some(mint) => mint,
         };
-        MintKey::from_hex(mint).map(Self::Cashu).map_err(|_| "cashu: needs a mint's key in hex")
+        // One mint has one spelling, since relays and people compare the text.
+        let key = MintKey::from_hex(mint).ok().filter(|key| key.to_hex() == mint);
+        key.map(Self::Cashu).ok_or("cashu: needs a mint's key in lower-case hex")
     }
 }
 
@@ -205,7 +207,7 @@ impl Offer {
         Ok(Self {
             d: name(required(event, "d")?, "d")?,
             market,
-            prev: optional_parsed(event, "prev")?,
+            prev: optional(event, "prev")?.map(|prev| tag::event_id("prev", prev)).transpose()?,
             terms: if canceled { None } else { Some(Terms::decode(event)?) },
         })
     }
@@ -236,7 +238,7 @@ impl Terms {
         let plain = Self::new(parsed(event, "side")?, price.map(Price::new), lots, pay);
         let number = |name| optional(event, name)?.map(|text| decimal(name, text)).transpose();
         let group = optional(event, "group")?.map(|group| name(group, "group")).transpose()?;
-        let expires = optional(event, "expiration")?.map(|time| decimal("expiration", time));
+        let expires = optional(event, "expiration")?.map(|time| tag::seconds("expiration", time));
         Self {
             min: number("min")?.map_or(plain.min, Lots::new),
             max: number("max")?.map_or(plain.max, Lots::new),
@@ -244,7 +246,7 @@ impl Terms {
             on_epoch: optional_parsed(event, "on_epoch")?.unwrap_or(plain.on_epoch),
             group,
             self_trade: optional_parsed(event, "stp")?.unwrap_or(plain.self_trade),
-            expires: expires.transpose()?.map(|seconds: u64| Timestamp::from(seconds)),
+            expires: expires.transpose()?,
             ..plain
         }
         .check()

@@ -92,7 +92,7 @@ impl Checkpoint {
         Ok(Self {
             epoch: parsed(event, "d")?,
             seq: integer(event, "n")?,
-            entry: parsed(event, "e")?,
+            entry: tag::id(event, "e")?,
             digest,
             depth: integer(event, "depth")?,
             at: Millis::new(integer(event, "at")?),

@@ -1,10 +1,10 @@
 //! Kind 8480: a link of the journal's chain.
 
-use nostr::{Event, EventBuilder, EventId, JsonUtil, Tag, TagKind, Timestamp};
+use nostr::{Event, EventBuilder, EventId, JsonUtil, Kind, Tag, TagKind, Timestamp};
 
 use super::DecodeError;
 use crate::eh04::{MarketState, Rules};
-use crate::tag::{self, all, decimal, expect_kind, integer, optional, parsed, required};
+use crate::tag::{self, all, decimal, expect_kind, integer, optional, required};
 use crate::{EpochId, Millis, kind};
 
 /// What stands for the entry before the first one.
@@ -34,6 +34,8 @@ pub struct Entry {
 
 /// Effects that one entry lists.
 pub const MAX_EFFECTS: usize = 200;
+/// Why an offer ended by itself.
+const WHYS: [&str; 6] = ["expired", "dead_man", "epoch", "closed", "self", "ioc"];
 
 /// What an entry brought about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +78,18 @@ pub enum Outcome {
     Refused(String),
 }
 
+impl Subject {
+    fn has_its_kind(&self) -> bool {
+        match self {
+            Self::Rules(_) | Self::Time => true,
+            Self::Epoch(event) => event.kind == kind::EPOCH_KEYSET,
+            Self::Trader(event) => {
+                [kind::OFFER, kind::COMMAND, Kind::EventDeletion].contains(&event.kind)
+            }
+        }
+    }
+}
+
 impl Entry {
     /// The event, without signature.
     pub fn encode(&self) -> EventBuilder {
@@ -101,7 +115,11 @@ impl Entry {
         tags.extend(self.effects.iter().map(Effect::tag));
         tags.extend((self.more > 0).then(|| tag::tag("more", self.more)));
         let at = Timestamp::from(self.at.get() / 1000);
-        EventBuilder::new(kind::ENTRY, content).tags(tags).custom_created_at(at)
+        // The exchange may itself be the pool or a trader, and `p` says so.
+        EventBuilder::new(kind::ENTRY, content)
+            .tags(tags)
+            .custom_created_at(at)
+            .allow_self_tagging()
     }
 
     /// Reads an event of kind 8480. The signature of the event inside is *not*
@@ -116,7 +134,8 @@ impl Entry {
         let inner = || Event::from_json(&event.content).map(Box::new).map_err(|e| content(&e));
         let subject = match required(event, "act")? {
             "rules" => {
-                Subject::Rules(serde_json::from_str(&event.content).map_err(|e| content(&e))?)
+                let rules: Rules = serde_json::from_str(&event.content).map_err(|e| content(&e))?;
+                Subject::Rules(rules.checked()?)
             }
             "epoch" => Subject::Epoch(inner()?),
             "trader" => Subject::Trader(inner()?),
@@ -125,20 +144,37 @@ impl Entry {
         };
         let entry = Self {
             seq: integer(event, "n")?,
-            prev: parsed(event, "prev")?,
+            prev: tag::id(event, "prev")?,
             at,
             subject,
             outcome: outcome(event)?,
             effects: effects(event)?,
             more: optional(event, "more")?.map_or(Ok(0), |more| decimal("more", more))?,
         };
-        if let Some(inner) = entry.event() {
-            let named = (parsed::<EventId>(event, "e")?, required(event, "p")?);
-            if named != (inner.id, &inner.pubkey.to_hex()) {
-                return Err(DecodeError::Contradiction("e and p are not those of the content"));
-            }
-        }
+        entry.check(event)?;
         Ok(entry)
+    }
+
+    /// Whether its parts fit together, as far as one entry shows it.
+    fn check(&self, event: &Event) -> Result<(), DecodeError> {
+        let first = self.seq == 0;
+        let contradiction = if first != (self.prev.to_hex() == GENESIS) {
+            "the first entry, and no other, has a prev of zeros"
+        } else if first && !matches!(self.subject, Subject::Rules(_)) {
+            "the first entry must be rules"
+        } else if !self.subject.has_its_kind() {
+            "the content is an event of another kind than act says"
+        } else if self.event().is_none() && self.outcome != Outcome::Accepted {
+            "rules and time are always accepted"
+        } else if let Some(inner) = self.event()
+            && (tag::id(event, "e")?, required(event, "p")?)
+                != (inner.id, inner.pubkey.to_hex().as_str())
+        {
+            "e and p are not those of the content"
+        } else {
+            return Ok(());
+        };
+        Err(DecodeError::Contradiction(contradiction))
     }
 
     /// The event that came in, if it was one.
@@ -187,28 +223,29 @@ impl Effect {
 
     /// The effect that a tag tells; `None` for other tags.
     fn parse(tag: &[String]) -> Option<Result<Self, DecodeError>> {
-        let id = |name, text: &str| text.parse().map_err(|error| DecodeError::tag(name, error));
+        let id = tag::event_id;
         Some(match tag {
-            [name, offer, why] if name == "ended" => {
+            [name, offer, why] if name == "ended" && WHYS.contains(&why.as_str()) => {
                 id("ended", offer).map(|offer| Self::Ended(offer, why.clone()))
             }
             [name, event, outcome @ ..] if name == "late" => {
                 id("late", event).and_then(|e| Ok(Self::Late(e, Outcome::parse(outcome, "late")?)))
             }
             [name, offer] if name == "burnt" => id("burnt", offer).map(Self::Burnt),
-            [name, epoch, state, until @ ..] if name == "market" => market(epoch, state, until),
+            [name, epoch, state] if name == "market" => market(epoch, state, None),
+            [name, epoch, state, until] if name == "market" => market(epoch, state, Some(until)),
             [name, ..] => {
                 let malformed =
                     ["ended", "late", "burnt", "market"].into_iter().find(|n| n == name)?;
-                Err(DecodeError::tag(malformed, "wrong number of values"))
+                Err(DecodeError::tag(malformed, "wrong number of values, or an unknown word"))
             }
             [] => return None,
         })
     }
 }
 
-fn market(epoch: &str, state: &str, until: &[String]) -> Result<Effect, DecodeError> {
-    let until = until.first().map(|until| decimal("market", until)).transpose()?;
+fn market(epoch: &str, state: &str, until: Option<&String>) -> Result<Effect, DecodeError> {
+    let until = until.map(|until| decimal("market", until)).transpose()?;
     Ok(Effect::Market(
         epoch.parse().map_err(|error| DecodeError::tag("market", error))?,
         state.parse().map_err(|error| DecodeError::tag("market", error))?,
@@ -221,7 +258,15 @@ fn several(name: &str, values: Vec<String>) -> Tag {
 }
 
 fn effects(event: &Event) -> Result<Vec<Effect>, DecodeError> {
-    event.tags.iter().filter_map(|tag| Effect::parse(tag.as_slice())).collect()
+    let effects: Vec<Effect> = event
+        .tags
+        .iter()
+        .filter_map(|tag| Effect::parse(tag.as_slice()))
+        .collect::<Result<_, _>>()?;
+    if effects.len() > MAX_EFFECTS {
+        return Err(DecodeError::Contradiction("an entry lists 200 effects at most"));
+    }
+    Ok(effects)
 }
 
 fn outcome(event: &Event) -> Result<Outcome, DecodeError> {

@@ -122,7 +122,7 @@ impl Match {
         ];
         tags.extend(self.pay.iter().map(|way| tag::tag("pay", way)));
         let at = Timestamp::from(self.at.get() / 1000);
-        Ok(EventBuilder::new(kind::MATCH, "").tags(tags).custom_created_at(at))
+        Ok(EventBuilder::new(kind::MATCH, "").tags(tags).custom_created_at(at).allow_self_tagging())
     }
 
     /// Reads an event of kind 8481.
@@ -155,6 +155,10 @@ impl Match {
             "the market is another exchange's than the author"
         } else if event.created_at.as_secs() != found.at.get() / 1000 {
             "created_at is not at in seconds"
+        } else if found.maker.trader == found.taker.trader {
+            "a trader does not meet himself"
+        } else if found.lots == Lots::ZERO || found.pay.is_empty() {
+            "a match has a lot and a way of payment at least"
         } else if said != (msats, msats.in_sats()) {
             "msat or sat is not price times qty"
         } else if required(event, "terms")? != hex::encode(found.terms()?) {
@@ -171,6 +175,7 @@ fn legs(event: &Event) -> Result<(Leg, Leg), DecodeError> {
     let first = |values: &[String]| values.first().cloned().unwrap_or_default();
     let offers: Vec<String> = all(event, "e").map(first).collect();
     let traders: Vec<String> = all(event, "p").map(first).collect();
+    required(event, "fee")?;
     let fees = all(event, "fee").next().unwrap_or_default();
     let ([maker, taker], [maker_key, taker_key], [maker_fee, taker_fee]) =
         (offers.as_slice(), traders.as_slice(), fees)
@@ -179,8 +184,8 @@ fn legs(event: &Event) -> Result<(Leg, Leg), DecodeError> {
     };
     let leg = |offer: &str, trader: &str, fee: &str| {
         Ok(Leg {
-            offer: offer.parse().map_err(|error| DecodeError::tag("e", error))?,
-            trader: PublicKey::from_hex(trader).map_err(|error| DecodeError::tag("p", error))?,
+            offer: tag::event_id("e", offer)?,
+            trader: tag::key("p", trader)?,
             fee: Msats::new(decimal("fee", fee)?),
         })
     };

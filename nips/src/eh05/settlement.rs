@@ -3,7 +3,7 @@
 use nostr::{Event, EventBuilder, EventId, PublicKey, Tag, TagKind, Timestamp};
 
 use super::DecodeError;
-use crate::tag::{self, all, decimal, expect_kind, integer, parsed, required};
+use crate::tag::{self, all, decimal, expect_kind, integer, required};
 use crate::{Millis, kind};
 
 /// The exchange's word on how a match ended. It follows from what the two
@@ -31,7 +31,7 @@ pub enum Fate {
     Failed {
         /// The step, 1 to 6 (EH-06).
         step: u8,
-        /// Who was due: one of the traders, or both.
+        /// Who was due: one of the traders, or seller and buyer.
         due: Vec<PublicKey>,
     },
 }
@@ -51,17 +51,17 @@ impl Settlement {
         tags.push(Tag::custom(TagKind::custom("fate"), fate));
         tags.push(tag::tag("at", self.at));
         let at = Timestamp::from(self.at.get() / 1000);
-        EventBuilder::new(kind::SETTLEMENT, "").tags(tags).custom_created_at(at)
+        EventBuilder::new(kind::SETTLEMENT, "")
+            .tags(tags)
+            .custom_created_at(at)
+            .allow_self_tagging()
     }
 
     /// Reads an event of kind 8482.
     pub fn decode(event: &Event) -> Result<Self, DecodeError> {
         expect_kind(event, kind::SETTLEMENT)?;
-        let key = |name, text: &str| {
-            PublicKey::from_hex(text).map_err(|error| DecodeError::tag(name, error))
-        };
         let traders = all(event, "p")
-            .map(|values| key("p", values.first().map(String::as_str).unwrap_or_default()))
+            .map(|values| tag::key("p", values.first().map(String::as_str).unwrap_or_default()))
             .collect::<Result<Vec<_>, _>>()?;
         required(event, "fate")?;
         let words = all(event, "fate").next().unwrap_or_default();
@@ -69,20 +69,37 @@ impl Settlement {
             [word] if word == "completed" => Fate::Completed,
             [word, step, due @ ..] if word == "failed" && !due.is_empty() => Fate::Failed {
                 step: decimal("fate", step)?,
-                due: due.iter().map(|who| key("fate", who)).collect::<Result<_, _>>()?,
+                due: due.iter().map(|who| tag::key("fate", who)).collect::<Result<_, _>>()?,
             },
             _ => {
                 return Err(DecodeError::tag("fate", "must be completed, or failed, step and who"));
             }
         };
-        Ok(Self {
+        let found = Self {
             seq: integer(event, "n")?,
-            of: parsed(event, "e")?,
+            of: tag::id(event, "e")?,
             traders: traders
                 .try_into()
                 .map_err(|_| DecodeError::Contradiction("p must name seller and buyer"))?,
             fate,
             at: Millis::new(integer(event, "at")?),
-        })
+        };
+        found.check(event)?;
+        Ok(found)
+    }
+
+    fn check(&self, event: &Event) -> Result<(), DecodeError> {
+        if event.created_at.as_secs() != self.at.get() / 1000 {
+            return Err(DecodeError::Contradiction("created_at is not at in seconds"));
+        }
+        let Fate::Failed { step, due } = &self.fate else { return Ok(()) };
+        if !(1..=6).contains(step) {
+            return Err(DecodeError::tag("fate", "steps are 1 to 6"));
+        }
+        let [seller, buyer] = self.traders;
+        if [vec![seller], vec![buyer], vec![seller, buyer]].contains(due) {
+            return Ok(());
+        }
+        Err(DecodeError::tag("fate", "who was due must be the seller, the buyer, or both so"))
     }
 }

@@ -1,0 +1,309 @@
+//! An exchange as anyone may read it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hashpit_mailbox::Mailbox;
+use hashpit_nips::eh01::EpochKeyset;
+use hashpit_nips::eh04::{ExchangeInfo, Market, MarketId, MarketState};
+use hashpit_nips::eh05::{Checkpoint, Match, Settlement};
+use hashpit_nips::{EpochId, kind};
+use nostr_sdk::filter::MatchEventOptions;
+use nostr_sdk::{
+    Alphabet, Event, EventId, Filter, Keys, PublicKey, RelayUrl, SingleLetterTag, Timestamp,
+};
+
+use super::{Book, BookFeed, Reputation, TradeError, TradeFeed};
+
+/// How long relays may take to connect and to tell what they have.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// Events asked for at once, which every relay gives, and how often: 10,000 events
+/// of one trader are years of work, or spam.
+const PAGE: usize = 200;
+const PAGES: usize = 50;
+/// Relays of an exchange's own that are used; its info could name any number.
+const MAX_RELAYS: usize = 8;
+
+/// A connection to an exchange's relays under a key that lives as long as it: who
+/// reads is nobody's business.
+#[derive(Debug)]
+pub struct Exchange {
+    key: PublicKey,
+    relays: Vec<RelayUrl>,
+    mailbox: Mailbox,
+    info: ExchangeInfo,
+    markets: Vec<Market>,
+    heard: Mutex<HashMap<EventId, Event>>,
+}
+
+/// A match, and the id of its event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trade {
+    /// The event (kind 8481).
+    pub id: EventId,
+    /// What it says.
+    pub terms: Match,
+}
+
+impl Exchange {
+    /// Finds the exchange `key` on `relays`, with its rules and markets. If it
+    /// reads none of those, the relays that it names are used too.
+    pub async fn connect(key: PublicKey, relays: &[RelayUrl]) -> Result<Self, TradeError> {
+        let found = Self::connect_at(key, relays.to_vec()).await?;
+        let own = &found.info.relays;
+        if own.is_empty() || own.iter().any(|relay| relays.contains(relay)) {
+            return Ok(found);
+        }
+        let more = own.iter().take(MAX_RELAYS).chain(relays).cloned().collect();
+        found.close().await;
+        Self::connect_at(key, more).await
+    }
+
+    async fn connect_at(key: PublicKey, relays: Vec<RelayUrl>) -> Result<Self, TradeError> {
+        let mailbox = Mailbox::connect(Keys::generate(), &relays).await?;
+        let filter = Filter::new().author(key).kinds([kind::EXCHANGE, kind::MARKET]).limit(PAGE);
+        let (events, answered) = mailbox.fetch(filter.clone(), PATIENCE).await?;
+        let events = newest_of_each(events.into_iter().filter(|event| matches(&filter, event)));
+        let infos = events.iter().filter(|event| {
+            event.kind == kind::EXCHANGE && event.tags.identifier() == Some(ExchangeInfo::D)
+        });
+        let Some(info) = infos.filter_map(|event| ExchangeInfo::decode(event).ok()).next() else {
+            mailbox.close().await;
+            let error =
+                if answered == 0 { TradeError::NoRelay } else { TradeError::NoExchange(key) };
+            return Err(error);
+        };
+        let markets = events.iter().filter_map(|event| Market::decode(event).ok());
+        let mut markets: Vec<_> = markets.collect();
+        markets.sort_by_key(|market| (market.epoch.pool, market.epoch.height));
+        Ok(Self { key, relays, mailbox, info, markets, heard: Mutex::default() })
+    }
+
+    /// The exchange's key.
+    pub fn key(&self) -> PublicKey {
+        self.key
+    }
+
+    /// The relays that it is read from.
+    pub fn relays(&self) -> &[RelayUrl] {
+        &self.relays
+    }
+
+    /// Its name, relays, pools and rules, as they were when it was found.
+    pub fn info(&self) -> &ExchangeInfo {
+        &self.info
+    }
+
+    /// Its markets, as they were when it was found, by pool and height.
+    pub fn markets(&self) -> &[Market] {
+        &self.markets
+    }
+
+    /// The market called `named`: by its unit, the unit as it is shown shortened
+    /// (`hash_02ab…cdef_840000`), or its height. Without a name, the only one that
+    /// is not closed.
+    pub fn market(&self, named: Option<&str>) -> Result<&Market, TradeError> {
+        let live = |market: &&Market| market.state != MarketState::Closed;
+        let units = |markets: &[&Market]| {
+            let units: Vec<_> = markets.iter().map(|market| market.epoch.to_string()).collect();
+            TradeError::WhichMarket(units.join(", "))
+        };
+        let found: Vec<&Market> = match named {
+            None => self.markets.iter().filter(live).collect(),
+            Some(name) => self.markets.iter().filter(|m| is_called(m.epoch, name)).collect(),
+        };
+        match (found.as_slice(), named) {
+            ([market], _) => Ok(market),
+            ([], None) => Err(TradeError::NoMarket),
+            ([], Some(name)) => Err(TradeError::UnknownMarket(name.to_owned())),
+            (several, _) => Err(units(several)),
+        }
+    }
+
+    /// A market's id.
+    pub fn id_of(&self, epoch: EpochId) -> MarketId {
+        MarketId { exchange: self.key, epoch }
+    }
+
+    /// What the pool says of an epoch, if these relays know.
+    pub async fn keyset(&self, epoch: EpochId) -> Result<Option<EpochKeyset>, TradeError> {
+        let filter = Filter::new().author(epoch.pool).kind(kind::EPOCH_KEYSET);
+        let events = self.ask(filter.identifier(epoch.to_string())).await?;
+        let keysets = newest_of_each(events.into_iter());
+        Ok(keysets.iter().find_map(|event| EpochKeyset::decode(event).ok()))
+    }
+
+    /// A market's book as of its newest checkpoint.
+    pub async fn book(&self, epoch: EpochId) -> Result<Book, TradeError> {
+        let mut book = Book::new(self.id_of(epoch));
+        for event in self.ask(self.checkpoints(epoch)).await? {
+            if let Ok(checkpoint) = Checkpoint::decode(&event) {
+                book.checkpoint(checkpoint);
+            }
+        }
+        Ok(book)
+    }
+
+    /// A market's book from now on.
+    pub async fn follow_book(&self, epoch: EpochId) -> Result<BookFeed, TradeError> {
+        let changes = self.of_market(epoch).kind(kind::DEPTH);
+        let changes = (self.mailbox.subscribe(changes.clone()).await?, changes);
+        let checkpoints = self.checkpoints(epoch);
+        let checkpoints = (self.mailbox.subscribe(checkpoints.clone()).await?, checkpoints);
+        // The mailbox tells an event once: here, if it has not been asked for.
+        Ok(BookFeed { book: self.book(epoch).await?, checkpoints, changes })
+    }
+
+    /// The newest `limit` trades of a market, newest first.
+    pub async fn trades(&self, epoch: EpochId, limit: usize) -> Result<Vec<Trade>, TradeError> {
+        let filter = self.of_market(epoch).kind(kind::MATCH).limit(limit);
+        let mut trades: Vec<_> = self.ask(filter).await?.iter().filter_map(Trade::read).collect();
+        trades.sort_by_key(|trade| std::cmp::Reverse((trade.terms.seq, trade.terms.index)));
+        trades.truncate(limit);
+        Ok(trades)
+    }
+
+    /// Trades of a market from now on, and those of the last seconds that were not
+    /// asked for before.
+    pub async fn follow_trades(&self, epoch: EpochId) -> Result<TradeFeed, TradeError> {
+        let filter = self.of_market(epoch).kind(kind::MATCH).since(Timestamp::now() - PATIENCE);
+        Ok(TradeFeed { inbox: self.mailbox.subscribe(filter.clone()).await?, filter })
+    }
+
+    /// How `trader` has settled on this exchange, counted anew from its public
+    /// records.
+    pub async fn reputation(&self, trader: PublicKey) -> Result<Reputation, TradeError> {
+        let of_trader = Filter::new().author(self.key).pubkey(trader);
+        let matches = self.ask_all(of_trader.clone().kind(kind::MATCH)).await?;
+        let matches: Vec<_> = matches.iter().filter_map(Trade::read).collect();
+        let settled = self.ask_all(of_trader.kind(kind::SETTLEMENT)).await?;
+        let settled: Vec<_> =
+            settled.iter().filter_map(|event| Settlement::decode(event).ok()).collect();
+        Ok(Reputation::of(trader, &matches, &settled))
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        self.mailbox.close().await;
+    }
+
+    fn checkpoints(&self, epoch: EpochId) -> Filter {
+        let filter = Filter::new().author(self.key).kind(kind::CHECKPOINT);
+        filter.identifier(epoch.to_string())
+    }
+
+    fn of_market(&self, epoch: EpochId) -> Filter {
+        let a = SingleLetterTag::lowercase(Alphabet::A);
+        Filter::new().author(self.key).custom_tag(a, self.id_of(epoch).to_string())
+    }
+
+    /// What the relays have that matches; a limit is each relay's.
+    pub(super) async fn ask(&self, filter: Filter) -> Result<Vec<Event>, TradeError> {
+        let (events, answered) = self.mailbox.fetch(filter.clone(), PATIENCE).await?;
+        if answered == 0 {
+            return Err(TradeError::NoRelay);
+        }
+        // The mailbox tells each event once, so what it told is kept.
+        let mut heard = self.heard();
+        heard.extend(events.into_iter().map(|event| (event.id, event)));
+        Ok(heard.values().filter(|event| matches(&filter, event)).cloned().collect())
+    }
+
+    /// As [`Exchange::ask`], without a relay's limit.
+    pub(super) async fn ask_all(&self, filter: Filter) -> Result<Vec<Event>, TradeError> {
+        let mut until = Timestamp::from(u64::from(u32::MAX));
+        for _ in 0..PAGES {
+            let page = self.ask(filter.clone().until(until).limit(PAGE)).await?;
+            let mut times: Vec<_> = page.iter().map(|event| event.created_at).collect();
+            times.sort_unstable_by(|a, b| b.cmp(a));
+            // No relay has left out anything newer than this.
+            let Some(&reached) = times.get(PAGE - 1) else { break };
+            // A second with more than a page is left behind.
+            until = if reached == until { reached - 1 } else { reached };
+        }
+        let heard = self.heard();
+        Ok(heard.values().filter(|event| matches(&filter, event)).cloned().collect())
+    }
+
+    fn heard(&self) -> MutexGuard<'_, HashMap<EventId, Event>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Trade {
+    pub(super) fn read(event: &Event) -> Option<Self> {
+        Some(Self { id: event.id, terms: Match::decode(event).ok()? })
+    }
+}
+
+/// A relay may send what nobody asked for.
+pub(super) fn matches(filter: &Filter, event: &Event) -> bool {
+    filter.match_event(event, MatchEventOptions::default())
+}
+
+/// Of addressable events the one that counts, by NIP-01: the newest, and of one
+/// second that with the lowest id.
+pub(super) fn newest_of_each(events: impl Iterator<Item = Event>) -> Vec<Event> {
+    let mut newest: HashMap<_, Event> = HashMap::new();
+    for event in events {
+        let d = event.tags.identifier().unwrap_or_default().to_owned();
+        let address = (event.kind.as_u16(), event.pubkey, d);
+        let rank = |event: &Event| (event.created_at, std::cmp::Reverse(event.id));
+        match newest.get(&address) {
+            Some(known) if rank(known) >= rank(&event) => {}
+            _ => drop(newest.insert(address, event)),
+        }
+    }
+    newest.into_values().collect()
+}
+
+fn is_called(epoch: EpochId, name: &str) -> bool {
+    let unit = epoch.to_string();
+    let shortened = name.split_once('…').is_some_and(|(head, tail)| {
+        head.starts_with("hash_02")
+            && unit.starts_with(head)
+            && unit.ends_with(tail)
+            && tail.contains('_')
+    });
+    unit == name || shortened || epoch.height.to_string() == name
+}
+
+#[cfg(test)]
+mod tests {
+    use nostr_sdk::EventBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_market_is_called_by_its_unit_its_short_unit_or_its_height() {
+        let pool = Keys::generate().public_key();
+        let epoch = EpochId { pool, height: 840_000 };
+        let (unit, key) = (epoch.to_string(), pool.to_hex());
+        let short = format!("hash_02{}…{}_840000", &key[..2], &key[60..]);
+        for name in [unit.as_str(), short.as_str(), "840000"] {
+            assert!(is_called(epoch, name), "{name}");
+        }
+        let other = format!("hash_02{}…{}_840001", &key[..2], &key[60..]);
+        for name in ["", "…", "hash_02…", "84000", "0840000", other.as_str()] {
+            assert!(!is_called(epoch, name), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_an_address_the_newest_event_counts() {
+        let keys = Keys::generate();
+        let event = |d: &str, at: u64, content: &str| {
+            EventBuilder::new(kind::MARKET, content)
+                .tag(nostr_sdk::Tag::identifier(d))
+                .custom_created_at(Timestamp::from(at))
+                .sign_with_keys(&keys)
+                .unwrap()
+        };
+        let events = [event("a", 2, "new"), event("a", 1, "old"), event("b", 1, "other")];
+        let mut found: Vec<_> =
+            newest_of_each(events.into_iter()).into_iter().map(|event| event.content).collect();
+        found.sort();
+        assert_eq!(found, ["new", "other"]);
+    }
+}

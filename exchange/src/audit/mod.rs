@@ -1,0 +1,317 @@
+//! Whether an exchange did what its rules say, from public events alone.
+//!
+//! Everything is derived anew: the journal's chain is followed, each entry's
+//! outcome, every match and every settlement must be what follows from the
+//! entries before it, checkpoints must show the state that the journal leads to,
+//! and an offer that was seen on two relays must have its entry.
+
+mod evidence;
+mod fetch;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+use hashpit_nips::eh05::{Checkpoint, Entry, Outcome, Subject};
+use hashpit_nips::{EpochId, Lots};
+use nostr::{Event, EventId, PublicKey};
+
+pub use evidence::Evidence;
+pub use fetch::{CollectError, Collected, collect};
+
+use crate::replay::{Fault, Replay};
+use crate::state::{Consequences, State, id_of};
+
+/// Seconds that an exchange has to give an event its entry.
+const GRACE_SECS: u64 = 120;
+
+/// What an audit has found.
+#[derive(Debug)]
+pub struct Report {
+    /// The exchange.
+    pub exchange: PublicKey,
+    /// Entries that were followed, from the first on.
+    pub entries: u64,
+    /// Matches that follow from them.
+    pub matches: u64,
+    /// Lots of those matches.
+    pub lots: u128,
+    /// Settlements that follow from them.
+    pub settlements: u64,
+    /// Checkpoints that agree with the journal.
+    pub checkpoints: u64,
+    /// Traders' events that were asked about: each must have an entry.
+    pub offers: u64,
+    /// SHA-256 of the state after the newest entry that was followed.
+    pub digest: [u8; 32],
+    /// What is wrong, by sequence.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The first sequence that it concerns.
+    pub seq: u64,
+    /// What it is.
+    pub lie: Lie,
+}
+
+/// What can be wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lie {
+    /// Two entries with one sequence, both signed.
+    Forks(EventId, EventId),
+    /// No relay has the entry, and later ones name it.
+    Skips,
+    /// The entry is not what those before it lead to.
+    Entry(EventId, Fault),
+    /// A match or settlement follows, and was not published.
+    Withheld(EventId),
+    /// A match or settlement was published, and does not follow.
+    Invented(EventId),
+    /// A checkpoint shows another state.
+    Checkpoint(EventId, EpochId),
+    /// An event for the exchange, seen on two relays, has no entry.
+    Unanswered(EventId),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seq = self.seq;
+        match &self.lie {
+            Lie::Forks(one, other) => {
+                write!(f, "sequence {seq} forks: {one} and {other} are both signed")
+            }
+            Lie::Skips => write!(f, "sequence {seq} is missing, and later ones exist"),
+            Lie::Entry(id, fault) => write!(f, "sequence {seq} ({id}): {fault}"),
+            Lie::Withheld(id) => {
+                write!(f, "sequence {seq} leads to {id}, which was not published")
+            }
+            Lie::Invented(id) => write!(f, "sequence {seq} does not lead to {id}"),
+            Lie::Checkpoint(id, epoch) => {
+                write!(f, "checkpoint {id} of {epoch} is not the state after sequence {seq}")
+            }
+            Lie::Unanswered(id) => write!(
+                f,
+                "{id} was seen on two relays before sequence {seq}, and was never answered"
+            ),
+        }
+    }
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// Follows an exchange's journal and compares all that it published with it.
+pub fn audit(exchange: PublicKey, evidence: &Evidence) -> Report {
+    let mut auditor = Auditor::new(exchange, evidence);
+    auditor.follow();
+    auditor.compare_published();
+    auditor.look_for_unanswered();
+    auditor.report()
+}
+
+struct Auditor<'a> {
+    evidence: &'a Evidence,
+    replay: Replay,
+    /// Matches and settlements that were published.
+    published: HashSet<EventId>,
+    /// Those that follow from the journal.
+    derived: HashSet<EventId>,
+    checkpoints: BTreeMap<u64, Vec<(EventId, Checkpoint)>>,
+    /// Keys that were refused for their rate, by minute.
+    too_fast: HashSet<(PublicKey, u64)>,
+    report: Report,
+    /// Where following had to stop.
+    broken: Option<u64>,
+}
+
+impl<'a> Auditor<'a> {
+    fn new(exchange: PublicKey, evidence: &'a Evidence) -> Self {
+        let mut checkpoints = BTreeMap::<u64, Vec<_>>::new();
+        for event in &evidence.checkpoints {
+            if let Ok(checkpoint) = Checkpoint::decode(event) {
+                checkpoints.entry(checkpoint.seq).or_default().push((event.id, checkpoint));
+            }
+        }
+        let report = Report {
+            exchange,
+            entries: 0,
+            matches: 0,
+            lots: 0,
+            settlements: 0,
+            checkpoints: 0,
+            offers: 0,
+            digest: State::new(exchange).digest(),
+            findings: Vec::new(),
+        };
+        Self {
+            evidence,
+            replay: Replay::new(exchange),
+            published: evidence.consequences.keys().copied().collect(),
+            derived: HashSet::new(),
+            checkpoints,
+            too_fast: HashSet::new(),
+            report,
+            broken: None,
+        }
+    }
+
+    fn find(&mut self, seq: u64, lie: Lie) {
+        self.report.findings.push(Finding { seq, lie });
+    }
+
+    /// Follows the chain to its end, or to the first entry that cannot be right.
+    fn follow(&mut self) {
+        let evidence = self.evidence;
+        let Some(newest) = evidence.newest() else { return };
+        for seq in 0..=newest {
+            let lie = match evidence.entries.get(&seq).map(Vec::as_slice) {
+                None | Some([]) => Some(Lie::Skips),
+                Some([entry]) => self.entry(entry).err(),
+                Some([one, other, ..]) => Some(Lie::Forks(one.id, other.id)),
+            };
+            if let Some(lie) = lie {
+                self.broken = Some(seq);
+                return self.find(seq, lie);
+            }
+            self.check(seq);
+        }
+    }
+
+    fn entry(&mut self, event: &Event) -> Result<(), Lie> {
+        let wrong = |fault| Lie::Entry(event.id, fault);
+        let entry = Entry::decode(event).map_err(|error| wrong(error.into()))?;
+        if entry.event().is_some_and(|inner| inner.verify().is_err()) {
+            return Err(wrong(Fault::ForgedSubject));
+        }
+        if let (Outcome::Refused(reason), Subject::Trader(inner)) = (&entry.outcome, &entry.subject)
+            && reason.starts_with("rate-limited:")
+        {
+            self.too_fast.insert((inner.pubkey, entry.at.get() / 60_000));
+        }
+        let (seq, author) = (entry.seq, event.pubkey);
+        let all = self.replay.decoded(event.id, author, entry).map_err(wrong)?;
+        self.count(seq, &all);
+        Ok(())
+    }
+
+    fn count(&mut self, seq: u64, all: &Consequences) {
+        self.report.entries = seq + 1;
+        self.report.matches += all.matches.len() as u64;
+        self.report.settlements += all.settlements.len() as u64;
+        let lots = all.matches.iter().map(|matched| u128::from(Lots::get(matched.lots)));
+        self.report.lots += lots.sum::<u128>();
+        for event in all.events() {
+            let id = id_of(event, self.report.exchange);
+            self.derived.insert(id);
+            if !self.published.contains(&id) {
+                self.find(seq, Lie::Withheld(id));
+            }
+        }
+    }
+
+    /// Compares the checkpoints of a sequence with the state after it.
+    fn check(&mut self, seq: u64) {
+        let Some(checkpoints) = self.checkpoints.remove(&seq) else { return };
+        for (id, checkpoint) in checkpoints {
+            if self.agrees(&checkpoint) {
+                self.report.checkpoints += 1;
+            } else {
+                self.find(seq, Lie::Checkpoint(id, checkpoint.epoch));
+            }
+        }
+    }
+
+    fn agrees(&self, checkpoint: &Checkpoint) -> bool {
+        let state = self.replay.state();
+        let head = self.replay.head().map(|(_, id)| id);
+        let Some(market) = state.seats().get(&checkpoint.epoch) else { return false };
+        let mut book = state.book(market);
+        if checkpoint.book.cut {
+            book.bids.truncate(checkpoint.book.bids.len());
+            book.asks.truncate(checkpoint.book.asks.len());
+        }
+        Some(checkpoint.entry) == head
+            && checkpoint.digest == state.engine().digest(market)
+            && (&book.bids, &book.asks, book.state)
+                == (&checkpoint.book.bids, &checkpoint.book.asks, checkpoint.book.state)
+    }
+
+    /// What was published must follow from the part of the journal that was
+    /// followed.
+    fn compare_published(&mut self) {
+        let evidence = self.evidence;
+        for (id, seq) in &evidence.consequences {
+            let later = self.broken.is_some_and(|broken| *seq >= broken);
+            if !later && !self.derived.contains(id) {
+                self.find(*seq, Lie::Invented(*id));
+            }
+        }
+    }
+
+    /// Events that two relays have, and the journal has not.
+    fn look_for_unanswered(&mut self) {
+        let evidence = self.evidence;
+        if self.broken.is_some() {
+            return;
+        }
+        let mut seen = HashMap::<EventId, (&Event, usize)>::new();
+        for events in evidence.offers.values() {
+            for event in events.values() {
+                seen.entry(event.id).or_insert((event, 0)).1 += 1;
+            }
+        }
+        let mut unanswered = Vec::new();
+        for (event, relays) in seen.into_values() {
+            if relays < 2 || !self.is_owed(event) {
+                continue;
+            }
+            self.report.offers += 1;
+            if !self.replay.state().is_answered(&event.id) {
+                unanswered.push(Finding {
+                    seq: self.first_after(event.created_at.as_secs() + GRACE_SECS),
+                    lie: Lie::Unanswered(event.id),
+                });
+            }
+        }
+        self.report.findings.extend(unanswered);
+    }
+
+    /// Whether an event must have an entry by now.
+    fn is_owed(&self, event: &Event) -> bool {
+        let state = self.replay.state();
+        let signed = event.created_at.as_secs();
+        let began = self.time_of(self.evidence.entries.first_key_value());
+        let newest = self.evidence.seen_at.as_secs();
+        let minute = signed / 60;
+        let limited = (minute..=minute + 2).any(|m| self.too_fast.contains(&(event.pubkey, m)));
+        event.kind != nostr::Kind::EventDeletion
+            && began.is_some_and(|began| signed > began)
+            && signed + GRACE_SECS < newest
+            && !limited
+            && state.owes(event)
+    }
+
+    fn time_of(&self, entry: Option<(&u64, &Vec<Event>)>) -> Option<u64> {
+        entry.and_then(|(_, events)| events.first()).map(|event| event.created_at.as_secs())
+    }
+
+    /// The first sequence after a time, or the next one.
+    fn first_after(&self, seconds: u64) -> u64 {
+        let later = |event: &Event| event.created_at.as_secs() > seconds;
+        let entries = &self.evidence.entries;
+        let found = entries.iter().find(|(_, events)| events.iter().any(later));
+        found.map_or(self.report.entries, |(seq, _)| *seq)
+    }
+
+    fn report(mut self) -> Report {
+        self.report.digest = self.replay.state().digest();
+        self.report.findings.sort_by_key(|finding| finding.seq);
+        self.report
+    }
+}
