@@ -149,16 +149,24 @@ async fn a_relay_that_was_down_gets_the_whole_journal() {
     let last = offers.last().unwrap();
     here.entry_of(scene.exchange.key, last).await.unwrap();
 
+    // Meanwhile something is offered there, where the exchange cannot see it.
+    let home = dir.path().join("other");
+    let hidden = RelayHouse::start(&home).await.unwrap();
+    let unseen = scene.sell(1_000, 1);
+    scene.at(&hidden.url).await.mailbox.publish(&unseen).await.unwrap();
+    hidden.stop().await.unwrap();
+
     let listener = TcpListener::bind(address).await.unwrap();
-    let other = RelayHouse::start_on(listener, &dir.path().join("other")).await.unwrap();
+    let other = RelayHouse::start_on(listener, &home).await.unwrap();
     let there = scene.at(&later).await;
+    here.entry_of(scene.exchange.key, &unseen).await.unwrap();
+    there.entry_of(scene.exchange.key, &unseen).await.unwrap();
     there.entry_of(scene.exchange.key, last).await.unwrap();
     assert_eq!(scene.market_at(&there).await.state, MarketState::Open, "markets are told again");
-    // What is offered there while the exchange cannot see it is read afterwards.
     scene.exchange.stop().await.unwrap();
     let (here, there) = (here.journal(scene.market.exchange), there.journal(scene.market.exchange));
     let (here, there) = (here.await.unwrap(), there.await.unwrap());
-    assert_eq!(whole(&here).len(), 102);
+    assert_eq!(whole(&here).len(), 103);
     assert_eq!(here, there);
     other.stop().await.unwrap();
 }
