@@ -28,7 +28,7 @@ pub struct Running {
 }
 
 impl Running {
-    fn start<F>(run: impl FnOnce(CancellationToken) -> F) -> Self
+    pub(crate) fn start<F>(run: impl FnOnce(CancellationToken) -> F) -> Self
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
@@ -40,6 +40,13 @@ impl Running {
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.cancel();
         self.task.await?
+    }
+
+    /// Ends it where it stands.
+    pub async fn kill(self) {
+        self.task.abort();
+        // It has ended either way.
+        let _ = self.task.await;
     }
 }
 

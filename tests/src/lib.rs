@@ -4,6 +4,7 @@
 //! | module | what lives in it |
 //! |---|---|
 //! | [`bad_relay`] | a relay that misbehaves |
+//! | [`exchange_house`] | an exchange, and pools and traders that are only a key |
 //! | [`house`] | a relay and a pool on free loopback ports |
 //! | [`proxy_house`] | a proxy on free loopback ports |
 //! | [`process`] | child processes that do not outlive their test |
@@ -13,6 +14,7 @@
 //! | [`sv2_peer`] | a raw Sv2 client, well-behaved or not |
 
 pub mod bad_relay;
+pub mod exchange_house;
 pub mod house;
 pub mod process;
 pub mod proxy_house;

@@ -13,7 +13,8 @@ use crate::trade::args as trade;
 /// Ehash on Nostr: mine, hold and trade tokens for work done.
 ///
 /// `hashpit up` starts everything on this machine: a relay, a mint, a pool on a
-/// chain of its own, a CPU miner, and a wallet that collects the ehash.
+/// chain of its own, an exchange, a CPU miner, and a wallet that collects the
+/// ehash.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 pub struct Args {
@@ -38,12 +39,17 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start relay, mint, pool, CPU miner and wallet in one process.
+    /// Start relay, mint, pool, exchange, CPU miner and wallet in one process.
     Up(Up),
     /// Run a Nostr relay.
     Relay(Relay),
     /// Run a pool with its mint, on the relays of the configuration.
     Pool(Pool),
+    /// Run an exchange for the ehash of the configured pools.
+    ///
+    /// At start its journal is compared with what the relays hold of it, and
+    /// fetched from them if it is not on this disk.
+    Exchange(Exchange),
     /// Let your own mining devices, Stratum V1 or V2, mine for this wallet.
     ///
     /// The wallet in the data directory is opened, or made, and what the devices
@@ -71,7 +77,7 @@ pub enum Command {
 impl Command {
     /// True for roles that an operator watches by their log.
     pub fn is_server(&self) -> bool {
-        matches!(self, Self::Relay(_) | Self::Pool(_) | Self::Proxy(_))
+        matches!(self, Self::Relay(_) | Self::Pool(_) | Self::Exchange(_) | Self::Proxy(_))
     }
 }
 
@@ -111,6 +117,14 @@ pub struct Pool {
     /// First of two ports (mint, Sv2); 0 picks free ones.
     #[arg(long, value_name = "PORT")]
     pub port_base: Option<u16>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Exchange {
+    /// This exchange's key never traded: start without a journal, although not
+    /// every relay can be asked for one.
+    #[arg(long)]
+    pub new: bool,
 }
 
 #[derive(Debug, clap::Args)]

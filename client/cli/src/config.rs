@@ -18,6 +18,8 @@ pub struct Config {
     pub relay: hashpit_relay::Config,
     /// The pool and its mint.
     pub pool: hashpit_pool::Config,
+    /// The exchange.
+    pub exchange: hashpit_exchange::Config,
     /// The proxy for miners.
     pub proxy: Proxy,
     /// Where to trade.

@@ -56,6 +56,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Up(options) => up::run(options, config, dir, shutdown).await,
             Command::Relay(options) => roles::relay(options, config, dir, shutdown).await,
             Command::Pool(options) => roles::pool(options, config, dir, shutdown).await,
+            Command::Exchange(options) => roles::exchange(options, config, dir, shutdown).await,
             Command::Proxy(options) => proxy::run(options, config, dir, shutdown).await,
             Command::Wallet(options) => wallet::run(options, dir, shutdown).await,
             Command::Offer(options) => trade::offer(options, &config.trade, dir).await,
@@ -111,7 +112,7 @@ fn log(args: &Args) {
         (2, _) => "debug",
         _ => "trace",
     };
-    let ours = ["", "_cli", "_client", "_mailbox", "_pool", "_relay"]
+    let ours = ["", "_cli", "_client", "_exchange", "_mailbox", "_pool", "_relay"]
         .map(|name| format!("hashpit{name}={ours}"));
     // Libraries log failures that we handle, and then log ourselves.
     let quiet = "error,cdk=off,cdk_sql_common=off,cdk_sqlite=off,nostr_relay_pool=off";

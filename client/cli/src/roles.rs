@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use hashpit_exchange::Exchange;
 use hashpit_pool::{Listeners, Pool};
 use hashpit_relay::{Clock, Relay};
 use nostr_sdk::ToBech32;
@@ -50,4 +51,21 @@ pub async fn pool(
     let Ok(npub) = pool.public_key().to_bech32();
     info!(%npub, %sv2, authority = %pool.authority(), mint = %pool.mint_url(), "pool listens");
     pool.serve(shutdown).await.context("the pool stopped")
+}
+
+/// `hashpit exchange`.
+pub async fn exchange(
+    options: args::Exchange,
+    config: Config,
+    dir: &Path,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let dir = dir.join("exchange");
+    let opened = tokio::select! { biased;
+        () = shutdown.cancelled() => return Ok(()),
+        opened = Exchange::open(config.exchange, &dir, options.new) => opened?,
+    };
+    let Ok(npub) = opened.public_key().to_bech32();
+    info!(%npub, "exchange reads its relays");
+    opened.serve(shutdown).await.context("the exchange stopped")
 }

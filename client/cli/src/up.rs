@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use hashpit_client::issuance::Progress;
 use hashpit_client::{Wallet, miner, proxy};
+use hashpit_exchange::Exchange;
 use hashpit_nips::MinerIdentity;
 use hashpit_pool::{Listeners, Pool};
 use hashpit_relay::{Clock, Gauges, Relay};
-use nostr_sdk::{PublicKey, RelayUrl};
+use nostr_sdk::{PublicKey, RelayUrl, ToBech32};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -29,6 +30,9 @@ use crate::listen::{Listen, Port};
 use crate::proxy::authority_secret;
 use crate::wallet;
 use display::{Addresses, Display};
+
+/// Most bits of work that a trader's first event needs here: a second at most.
+const POW_BITS: u8 = 8;
 
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -136,6 +140,13 @@ impl House {
             settings: config.proxy.devices,
         };
         let proxy = proxy::Proxy::open(proxy, devices)?;
+        let (monitor, pool_key) = (pool.monitor(), pool.public_key());
+        // The exchange asks the relay for its journal before it opens.
+        let relay_role = Role::start("the relay", &ended, |stop| async move {
+            Ok(relay.serve(relay_listener, stop).await?)
+        });
+        let exchange = exchange_config(config.exchange, pool_key, &relays);
+        let exchange = Exchange::open(exchange, &dir.join("exchange"), false).await?;
         let addresses = Addresses {
             proxy: proxy_ports,
             proxy_authority: proxy.authority(),
@@ -144,9 +155,9 @@ impl House {
             sv2,
             authority,
             pool: pool.public_key(),
+            exchange: exchange.public_key(),
             miner: wallet.public_key(),
         };
-        let (monitor, pool_key) = (pool.monitor(), pool.public_key());
 
         let devices = proxy.monitor();
         let (mine_progress, mining) = watch::channel(miner::Progress::default());
@@ -173,14 +184,15 @@ impl House {
             proxy::reconcile::watch(devices, claims, shortfall, stop).await;
             Ok(())
         }));
+        roles.push(Role::start("the exchange", &ended, |stop| async move {
+            Ok(exchange.serve(stop).await?)
+        }));
         roles.push(Role::start(
             "the pool",
             &ended,
             |stop| async move { Ok(pool.serve(stop).await?) },
         ));
-        roles.push(Role::start("the relay", &ended, |stop| async move {
-            Ok(relay.serve(relay_listener, stop).await?)
-        }));
+        roles.push(relay_role);
         Ok(Self { roles, ended, addresses, wallet, pool: monitor, relay: gauges, mining, claiming })
     }
 
@@ -217,6 +229,7 @@ impl House {
         let claimed = self.claiming.borrow().clone();
         let epoch = claimed.epoch.context("the pool has not announced its epoch yet")?;
         let status = self.pool.status();
+        let Ok(exchange) = self.addresses.exchange.to_bech32();
         Ok(json!({
             "ehash": self.wallet.ehash(epoch).await?.get(),
             "unit": epoch.to_string(),
@@ -224,6 +237,7 @@ impl House {
             "blocks": status.height,
             "relay_events": self.relay.stats().events_stored,
             "backed_up": claimed.safe,
+            "exchange": exchange,
             "seconds": begun.elapsed().as_secs(),
         }))
     }
@@ -235,6 +249,23 @@ impl House {
         }
         outcome
     }
+}
+
+/// The configured exchange, for this house's pool on this house's relays.
+fn exchange_config(
+    config: hashpit_exchange::Config,
+    pool: PublicKey,
+    relays: &[RelayUrl],
+) -> hashpit_exchange::Config {
+    let mut exchange = config;
+    exchange.rules.pow_bits = exchange.rules.pow_bits.min(POW_BITS);
+    if !exchange.pools.contains(&pool) {
+        exchange.pools.insert(0, pool);
+    }
+    let named = std::mem::take(&mut exchange.relays);
+    exchange.relays = relays.to_vec();
+    exchange.relays.extend(named.into_iter().filter(|relay| !relays.contains(relay)));
+    exchange
 }
 
 fn miner_config(addresses: &Addresses, threads: usize) -> anyhow::Result<miner::Config> {

@@ -33,6 +33,12 @@ impl Evidence {
         }
     }
 
+    /// The newest sequence that an entry or a checkpoint names.
+    pub fn newest(&self) -> Option<u64> {
+        let entry = self.entries.last_key_value().map(|(seq, _)| *seq);
+        entry.max(self.checkpoints.iter().filter_map(number).max())
+    }
+
     /// Adds an event that a relay gave; one that has nothing to do with the
     /// exchange, or whose signature is bad, is passed over: the relay may have
     /// made it up.

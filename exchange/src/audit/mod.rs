@@ -6,15 +6,17 @@
 //! and an offer that was seen on two relays must have its entry.
 
 mod evidence;
+mod fetch;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use hashpit_nips::eh05::{Checkpoint, Entry, Outcome, Subject};
-use hashpit_nips::{EpochId, Lots, kind};
+use hashpit_nips::{EpochId, Lots};
 use nostr::{Event, EventId, PublicKey};
 
 pub use evidence::Evidence;
+pub use fetch::{CollectError, Collected, collect};
 
 use crate::replay::{Fault, Replay};
 use crate::state::{Consequences, State, id_of};
@@ -166,9 +168,7 @@ impl<'a> Auditor<'a> {
     /// Follows the chain to its end, or to the first entry that cannot be right.
     fn follow(&mut self) {
         let evidence = self.evidence;
-        let checkpoint = self.checkpoints.last_key_value().map(|(seq, _)| *seq);
-        let newest = evidence.entries.last_key_value().map(|(seq, _)| *seq).max(checkpoint);
-        let Some(newest) = newest else { return };
+        let Some(newest) = evidence.newest() else { return };
         for seq in 0..=newest {
             let lie = match evidence.entries.get(&seq).map(Vec::as_slice) {
                 None | Some([]) => Some(Lie::Skips),
@@ -315,6 +315,3 @@ impl<'a> Auditor<'a> {
         self.report
     }
 }
-
-/// Kinds that an audit of an exchange reads, by its key.
-pub const KINDS: [nostr::Kind; 4] = [kind::ENTRY, kind::MATCH, kind::SETTLEMENT, kind::CHECKPOINT];

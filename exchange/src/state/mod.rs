@@ -163,7 +163,11 @@ impl State {
         debug_assert!(at >= self.at, "time never goes back");
         let mut all = Consequences::default();
         match subject {
-            Subject::Rules(rules) => self.set_rules(at, rules, &mut all),
+            Subject::Rules(rules) => match rules.check() {
+                Ok(()) => self.set_rules(at, rules, &mut all),
+                Err((_, why)) => return Verdict::Ignored(why),
+            },
+            _ if self.next == 0 => return Verdict::Ignored("the first entry holds the rules"),
             Subject::Epoch(event) => match self.epoch(at, event, &mut all) {
                 Ok(()) => {}
                 Err(why) => return Verdict::Ignored(why),

@@ -28,6 +28,7 @@ pub struct Addresses {
     pub proxy: [SocketAddr; 2],
     pub proxy_authority: String,
     pub pool: PublicKey,
+    pub exchange: PublicKey,
     pub miner: PublicKey,
 }
 
@@ -47,16 +48,18 @@ struct Last {
 impl Display {
     /// Prints the head.
     pub fn start(dir: &Path, addresses: &Addresses) -> Self {
-        let Addresses { relay, mint, sv2, authority, pool, miner, .. } = addresses;
+        let Addresses { relay, mint, sv2, authority, pool, exchange, miner, .. } = addresses;
         let ([proxy_sv1, proxy_sv2], proxy_authority) =
             (addresses.proxy, &addresses.proxy_authority);
-        let (Ok(pool), Ok(miner)) = (pool.to_bech32(), miner.to_bech32());
+        let (Ok(pool), Ok(exchange), Ok(miner)) =
+            (pool.to_bech32(), exchange.to_bech32(), miner.to_bech32());
         eprintln!("hashpit is up. Data in {}; Ctrl-C stops.\n", dir.display());
         eprintln!("  relay      {relay}");
         eprintln!("  mint       {mint}");
         eprintln!("  Sv2        {sv2}");
         eprintln!("  authority  {authority}");
         eprintln!("  pool       {pool}");
+        eprintln!("  exchange   {exchange}");
         eprintln!("  miner      {miner}");
         eprintln!("  proxy Sv1  stratum+tcp://{proxy_sv1}");
         eprintln!("  proxy Sv2  {proxy_sv2}  authority {proxy_authority}");
