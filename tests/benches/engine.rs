@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
+#[allow(dead_code, reason = "no single times are taken here")]
 mod figures;
 
 use std::collections::{BTreeMap, HashMap};
