@@ -11,7 +11,7 @@ use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::eh01::{EpochKeyset, EpochState};
 use hashpit_nips::eh04::{ExchangeInfo, Market, MarketId, MarketState, Payment, Rules, Way};
 use hashpit_nips::eh05::{
-    Book, Change, Checkpoint, Depth, Entry, GENESIS, LastTrade, Leg, Level, Match, Outcome, Subject,
+    Book, Change, Checkpoint, Depth, Entry, LastTrade, Leg, Level, Match, Outcome, Subject,
 };
 use hashpit_nips::{EpochId, HashUnits, Lots, Millis, Msats, Price, Sats, WorkBits, kind};
 use nostr_sdk::{
@@ -63,8 +63,9 @@ impl ScriptedExchange {
             keys,
             mailbox,
             inbox,
-            prev: GENESIS.parse()?,
-            seq: 0,
+            // Its rules are the first entry, which no trader looks at.
+            prev: EventId::from_byte_array([1; 32]),
+            seq: 1,
             state: MarketState::Open,
             rules,
             relay: relay.clone(),

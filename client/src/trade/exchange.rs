@@ -64,7 +64,7 @@ impl Exchange {
         let mailbox = Mailbox::connect(Keys::generate(), &relays).await?;
         let filter = Filter::new().author(key).kinds([kind::EXCHANGE, kind::MARKET]).limit(PAGE);
         let (events, answered) = mailbox.fetch(filter.clone(), PATIENCE).await?;
-        let events = newest_of_each(events.into_iter().filter(|event| matches(&filter, event)));
+        let events = newest_of_each(events.into_iter().filter(|event| asked_for(&filter, event)));
         let infos = events.iter().filter(|event| {
             event.kind == kind::EXCHANGE && event.tags.identifier() == Some(ExchangeInfo::D)
         });
@@ -209,7 +209,7 @@ impl Exchange {
         // The mailbox tells each event once, so what it told is kept.
         let mut heard = self.heard();
         heard.extend(events.into_iter().map(|event| (event.id, event)));
-        Ok(heard.values().filter(|event| matches(&filter, event)).cloned().collect())
+        Ok(heard.values().filter(|event| asked_for(&filter, event)).cloned().collect())
     }
 
     /// As [`Exchange::ask`], without a relay's limit.
@@ -225,7 +225,7 @@ impl Exchange {
             until = if reached == until { reached - 1 } else { reached };
         }
         let heard = self.heard();
-        Ok(heard.values().filter(|event| matches(&filter, event)).cloned().collect())
+        Ok(heard.values().filter(|event| asked_for(&filter, event)).cloned().collect())
     }
 
     fn heard(&self) -> MutexGuard<'_, HashMap<EventId, Event>> {
@@ -240,7 +240,7 @@ impl Trade {
 }
 
 /// A relay may send what nobody asked for.
-pub(super) fn matches(filter: &Filter, event: &Event) -> bool {
+pub(super) fn asked_for(filter: &Filter, event: &Event) -> bool {
     filter.match_event(event, MatchEventOptions::default())
 }
 

@@ -4,7 +4,7 @@ use hashpit_mailbox::{Arrival, Inbox};
 use hashpit_nips::eh05::{Checkpoint, Depth};
 use nostr_sdk::{Event, Filter};
 
-use super::exchange::matches;
+use super::exchange::asked_for;
 use super::{Book, Trade};
 
 /// A subscription, and what it was made with.
@@ -62,7 +62,7 @@ impl TradeFeed {
     pub async fn next(&mut self) -> Option<Trade> {
         loop {
             if let Arrival::Event(event) = self.inbox.next().await?
-                && matches(&self.filter, &event)
+                && asked_for(&self.filter, &event)
                 && let Some(trade) = Trade::read(&event)
             {
                 return Some(trade);
@@ -75,7 +75,7 @@ impl TradeFeed {
 async fn arrival((inbox, filter): &mut Subscription) -> Option<Event> {
     loop {
         if let Arrival::Event(event) = inbox.next().await?
-            && matches(filter, &event)
+            && asked_for(filter, &event)
         {
             return Some(*event);
         }

@@ -5,20 +5,25 @@ use std::time::Duration;
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::eh04::{Action, Command, DecodeError, Market, Offer, Terms};
 use hashpit_nips::eh05::{Entry, Outcome};
-use hashpit_nips::{EpochId, Millis, kind};
+use hashpit_nips::{EpochId, Lots, Millis, kind};
 use nostr_sdk::{Event, EventBuilder, EventId, Filter, Keys, Timestamp};
 use tokio::time::timeout;
 
-use super::exchange::{PATIENCE, matches};
-use super::offers::Records;
+use super::exchange::{PATIENCE, asked_for};
+use super::offers::{DEFERRED, Records};
 use super::{Exchange, OwnOffer, Standing, Trade, TradeError};
 
 /// How long the exchange may take to answer; it does within a second.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long matches may follow their entry; they are on their way with it.
+const MATCHES: Duration = Duration::from_millis(300);
 /// Bits of work that are done for an exchange: a minute of one core.
 pub(super) const MAX_POW: u8 = 26;
 /// How far back an answer may be dated: the exchange's clock is not ours.
 const SKEW: Duration = Duration::from_secs(120);
+
+/// Deferred events that are looked after at one time, the newest.
+const MAX_DEFERRED: usize = 20;
 
 /// A trader at one exchange.
 #[derive(Debug)]
@@ -26,7 +31,7 @@ pub struct Trader {
     exchange: Exchange,
     keys: Keys,
     mailbox: Mailbox,
-    /// Entries about this trader.
+    /// Entries and matches about this trader.
     answers: Inbox,
     filter: Filter,
     /// Bits that the exchange asks for in this key's next event.
@@ -47,7 +52,7 @@ pub struct Answer {
     pub at: Millis,
     /// What became of it.
     pub outcome: Outcome,
-    /// What it matched, as far as the relays have it.
+    /// What it matched at once, as far as the relays told.
     pub matches: Vec<Trade>,
 }
 
@@ -58,7 +63,7 @@ impl Trader {
         let mailbox = Mailbox::connect(keys.clone(), exchange.relays()).await?;
         let filter = Filter::new()
             .author(exchange.key())
-            .kind(kind::ENTRY)
+            .kinds([kind::ENTRY, kind::MATCH])
             .pubkey(keys.public_key())
             .since(Timestamp::now() - SKEW);
         let answers = mailbox.subscribe(filter.clone()).await?;
@@ -111,7 +116,7 @@ impl Trader {
         if hidden && let Some(refusal) = self.commit(market.epoch, &event).await? {
             return Ok(Answer { d: Some(offer.d), ..refusal });
         }
-        self.send_offer(offer.d, &event).await
+        self.send_offer(offer, &event).await
     }
 
     /// Changes the terms of an offer that stands.
@@ -146,7 +151,7 @@ impl Trader {
         // Relays keep the newest event of an address, to the second.
         let dated = Timestamp::now().max(own.dated + 1);
         let event = self.sign_offer(&offer, dated).await?;
-        self.send_offer(offer.d, &event).await
+        self.send_offer(offer, &event).await
     }
 
     /// Cancels every offer, or those in one market.
@@ -167,6 +172,13 @@ impl Trader {
         let entries = journal.clone().kind(kind::ENTRY);
         let own = exchange.ask_all(Filter::new().author(me).kind(kind::OFFER)).await?;
         let mut told = exchange.ask_all(entries.clone().pubkey(me)).await?;
+        told.sort_by_key(|event| event.created_at);
+        // What was deferred is told of in entries of others.
+        let deferred = told.iter().filter(|event| is_deferred(event)).map(|e| e.created_at);
+        for since in deferred.rev().take(MAX_DEFERRED).collect::<Vec<_>>() {
+            let then = journal.clone().kind(kind::ENTRY).since(since).until(since + DEFERRED);
+            told.extend(exchange.ask_all(then).await?);
+        }
         let pools: Vec<_> = exchange.markets().iter().map(|market| market.epoch.pool).collect();
         told.extend(exchange.ask_all(entries.pubkeys(pools)).await?);
         let matches = exchange.ask_all(journal.kind(kind::MATCH).pubkey(me)).await?;
@@ -209,7 +221,7 @@ impl Trader {
     async fn command(&mut self, action: Action) -> Result<Answer, TradeError> {
         let command = Command { exchange: self.exchange.key(), action };
         let event = self.sign(command.encode()).await?;
-        self.send(&event).await
+        self.send(&event, Lots::ZERO).await
     }
 
     /// Takes a place for an offer that is not shown yet; the answer if the exchange
@@ -250,52 +262,74 @@ impl Trader {
         signed.map_err(|error| TradeError::Sign(error.to_string()))
     }
 
-    async fn send_offer(&mut self, d: String, event: &Event) -> Result<Answer, TradeError> {
-        let answer = self.send(event).await?;
-        let matches = match answer.outcome {
-            Outcome::Refused(_) => Vec::new(),
-            Outcome::Accepted | Outcome::Deferred => self.matches_of(event.id).await?,
-        };
-        Ok(Answer { d: Some(d), matches, ..answer })
+    async fn send_offer(&mut self, offer: Offer, event: &Event) -> Result<Answer, TradeError> {
+        let lots = offer.terms.map_or(Lots::ZERO, |terms| terms.lots);
+        let answer = self.send(event, lots).await?;
+        Ok(Answer { d: Some(offer.d), ..answer })
     }
 
-    async fn matches_of(&self, offer: EventId) -> Result<Vec<Trade>, TradeError> {
-        let filter = Filter::new().author(self.exchange.key()).kind(kind::MATCH).event(offer);
-        let mut matches: Vec<_> =
-            self.exchange.ask(filter).await?.iter().filter_map(Trade::read).collect();
-        matches.sort_by_key(|trade| (trade.terms.seq, trade.terms.index));
-        Ok(matches)
-    }
-
-    /// Publishes an event and waits for the journal's entry on it.
-    async fn send(&mut self, event: &Event) -> Result<Answer, TradeError> {
+    /// Publishes an event and waits for the journal's entry on it, and for matches of
+    /// up to `lots`.
+    async fn send(&mut self, event: &Event, lots: Lots) -> Result<Answer, TradeError> {
         self.mailbox.publish(event).await?;
         let seconds = self.patience.as_secs();
         let no_answer = TradeError::NoAnswer { event: event.id, seconds };
-        let entry = match timeout(self.patience, self.entry_on(event.id)).await {
+        let mut matches = Vec::new();
+        let entry = match timeout(self.patience, self.entry_on(event.id, &mut matches)).await {
             Ok(Some(entry)) => entry,
             Ok(None) | Err(_) => return Err(no_answer),
         };
         if !matches!(entry.outcome, Outcome::Refused(_)) {
             self.pow = 0;
+            self.collect(event.id, lots, &mut matches).await;
         }
+        matches.sort_by_key(|trade| (trade.terms.seq, trade.terms.index));
         let Entry { seq, at, outcome, .. } = entry;
-        Ok(Answer { event: event.id, d: None, seq, at, outcome, matches: Vec::new() })
+        Ok(Answer { event: event.id, d: None, seq, at, outcome, matches })
+    }
+
+    /// Gathers matches of `offer` until all `lots` have one, or no more come.
+    async fn collect(&mut self, offer: EventId, lots: Lots, matches: &mut Vec<Trade>) {
+        let filled = |matches: &[Trade]| {
+            matches.iter().map(|trade| u64::from(trade.terms.lots.get())).sum::<u64>()
+        };
+        while filled(matches) < u64::from(lots.get()) {
+            match timeout(MATCHES, self.answers.next()).await {
+                Ok(Some(Arrival::Event(event))) => self.note(&event, offer, matches),
+                Ok(Some(Arrival::Connected(_))) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
     }
 
     /// The entry on `event`, once it arrives; `None` once the mailbox is closed.
-    async fn entry_on(&mut self, event: EventId) -> Option<Entry> {
+    async fn entry_on(&mut self, event: EventId, matches: &mut Vec<Trade>) -> Option<Entry> {
         loop {
             let Arrival::Event(arrived) = self.answers.next().await? else { continue };
-            if !matches(&self.filter, &arrived) {
-                continue;
-            }
+            self.note(&arrived, event, matches);
             match Entry::decode(&arrived) {
-                Ok(entry) if entry.event().is_some_and(|inner| inner.id == event) => {
+                Ok(entry)
+                    if entry.event().is_some_and(|inner| inner.id == event)
+                        && asked_for(&self.filter, &arrived) =>
+                {
                     return Some(entry);
                 }
                 _ => {}
             }
         }
     }
+
+    /// Keeps what arrived if it is a match of `offer`.
+    fn note(&self, arrived: &Event, offer: EventId, matches: &mut Vec<Trade>) {
+        let Some(trade) = Trade::read(arrived) else { return };
+        let legs = [trade.terms.maker.offer, trade.terms.taker.offer];
+        let known = matches.iter().any(|known| known.id == trade.id);
+        if legs.contains(&offer) && !known && asked_for(&self.filter, arrived) {
+            matches.push(trade);
+        }
+    }
+}
+
+fn is_deferred(entry: &Event) -> bool {
+    Entry::decode(entry).is_ok_and(|entry| entry.outcome == Outcome::Deferred)
 }

@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::time::Duration;
 
 use hashpit_nips::eh04::{Action, Command, Market, MarketId, MarketState, Offer, OnEpoch, Terms};
 use hashpit_nips::eh05::{Effect, Entry, Outcome, Subject};
@@ -17,6 +18,10 @@ use hashpit_nips::{EpochId, Lots, Millis, kind};
 use nostr_sdk::{Event, EventId, Kind, PublicKey, Timestamp};
 
 use super::Trade;
+
+/// How long an event that was deferred may wait; what became of it is looked for in
+/// the entries of that time.
+pub(super) const DEFERRED: Duration = Duration::from_secs(60);
 
 /// An offer of this trader's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,6 +179,7 @@ impl Records<'_> {
         for entry in &self.entries {
             log.enter(entry);
         }
+        log.amend_in_place(self.now);
         log.time(self.now);
         log.fill(self.matches);
         log.close(self.markets);
@@ -191,8 +197,8 @@ struct Log {
     offers: BTreeMap<String, OwnOffer>,
     /// When the dead man's switch goes off.
     alive: Option<Timestamp>,
-    /// Offers that have their place and were not carried out.
-    deferred: Vec<(Event, Offer)>,
+    /// Offers that have their place and were not carried out, with that place.
+    deferred: Vec<(Event, Offer, (u64, Millis))>,
     answered: HashSet<EventId>,
 }
 
@@ -250,13 +256,16 @@ impl Log {
         let standing = match outcome {
             Outcome::Accepted => Standing::Open,
             Outcome::Deferred => {
-                self.deferred.push((event.clone(), offer.clone()));
+                self.deferred.push((event.clone(), offer.clone(), at));
                 Standing::Deferred
             }
             Outcome::Refused(why) => Standing::Over(End::Refused(why.clone())),
         };
         match (live, offer.terms.clone()) {
-            (Some(live), None) if standing == Standing::Open => live.end(End::Canceled),
+            // Cancelling that waits is as good as done: nothing is told of it later.
+            (Some(live), None) if !matches!(standing, Standing::Over(_)) => {
+                live.end(End::Canceled);
+            }
             (Some(live), Some(terms)) if standing == Standing::Open => {
                 live.events.push(event.id);
                 (live.event, live.terms, live.standing) = (event.id, terms, standing);
@@ -279,10 +288,10 @@ impl Log {
                 ended.for_each(|offer| offer.end(End::named(why)));
             }
             Effect::Late(id, outcome) => {
-                let Some(n) = self.deferred.iter().position(|(event, _)| event.id == *id) else {
+                let Some(n) = self.deferred.iter().position(|(event, ..)| event.id == *id) else {
                     return;
                 };
-                let (event, offer) = self.deferred.remove(n);
+                let (event, offer, _) = self.deferred.remove(n);
                 self.offer((entry.seq, entry.at), &event, offer, outcome);
             }
             // A list that was too long to be told.
@@ -296,6 +305,17 @@ impl Log {
                 self.end_all(Some(*epoch), &End::Closed)
             }
             Effect::Market(..) | Effect::Burnt(_) => {}
+        }
+    }
+
+    /// An amendment that waited, and that took the old one's place: nothing is told
+    /// of that, while anything else is, in good time.
+    fn amend_in_place(&mut self, now: Timestamp) {
+        for (event, offer, at) in std::mem::take(&mut self.deferred) {
+            let told = Timestamp::from(at.1.get() / 1000) + DEFERRED;
+            if offer.prev.is_some() && told < now {
+                self.offer(at, &event, offer, &Outcome::Accepted);
+            }
         }
     }
 
