@@ -81,14 +81,22 @@ impl Collector<'_> {
         if self.collected.silent.len() == self.relays.len() {
             return Err(CollectError::Silent(self.relays.len()));
         }
-        let newest = self.collected.evidence.newest().ok_or(CollectError::Nothing)?;
         let kinds = [kind::ENTRY, kind::MATCH, kind::SETTLEMENT];
-        for start in (0..=newest).step_by(CHUNK as usize) {
-            let range = start..=newest.min(start + CHUNK - 1);
-            progress(*range.end() + 1, newest + 1);
+        let (mut start, mut newest) = (0, self.newest_known()?);
+        // Of one second's entries a relay need not tell the newest first, so that
+        // there may be later ones than it told.
+        while start <= newest {
+            let range = start..=start.saturating_add(CHUNK - 1);
+            start = range.end().saturating_add(1);
+            progress(start.min(newest + 1), newest + 1);
             self.ask(&numbered(by_it.clone().kinds(kinds), range)).await;
+            newest = self.newest_known()?;
         }
         Ok(self.collected)
+    }
+
+    fn newest_known(&self) -> Result<u64, CollectError> {
+        self.collected.evidence.newest().ok_or(CollectError::Nothing)
     }
 
     /// Asks every relay for all that matches.
