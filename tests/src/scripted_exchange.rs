@@ -3,13 +3,17 @@
 
 use std::time::Duration;
 
+use bitcoin::BlockHash;
+use bitcoin::hashes::Hash;
+use cdk::Amount;
+use cdk::nuts::{CurrencyUnit, Id, KeySet, Keys as CashuKeys, PublicKey as CashuKey};
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
-use hashpit_nips::eh01::EpochKeyset;
+use hashpit_nips::eh01::{EpochKeyset, EpochState};
 use hashpit_nips::eh04::{ExchangeInfo, Market, MarketId, MarketState, Payment, Rules, Way};
 use hashpit_nips::eh05::{
     Book, Change, Checkpoint, Depth, Entry, GENESIS, LastTrade, Leg, Level, Match, Outcome, Subject,
 };
-use hashpit_nips::{EpochId, HashUnits, Lots, Millis, Msats, Price, kind};
+use hashpit_nips::{EpochId, HashUnits, Lots, Millis, Msats, Price, Sats, WorkBits, kind};
 use nostr_sdk::{
     Alphabet, Event, EventBuilder, EventId, Filter, Keys, PublicKey, RelayUrl, SingleLetterTag,
     Timestamp,
@@ -18,6 +22,9 @@ use tokio::time::timeout;
 
 /// How long a trader's event may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The mint of its market's ehash; nobody goes there.
+const MINT: &str = "https://mint.example.org/ehash";
 
 /// An exchange with one open market.
 pub struct ScriptedExchange {
@@ -75,7 +82,7 @@ impl ScriptedExchange {
         };
         let market = Market {
             epoch: self.market.epoch,
-            mint: "https://mint.example.org/ehash".parse()?,
+            mint: MINT.parse()?,
             state: self.state,
             until: None,
             seq: self.seq,
@@ -189,8 +196,29 @@ impl ScriptedExchange {
         Ok(())
     }
 
-    /// Publishes a pool's keyset for the exchange's readers.
-    pub async fn publish_keyset(&self, pool: &Keys, keyset: &EpochKeyset) -> anyhow::Result<()> {
+    /// Publishes, as the pool of the market's epoch, that a block closed it.
+    pub async fn close_epoch(
+        &self,
+        pool: &Keys,
+        work: WorkBits,
+        reward: Sats,
+        issued: HashUnits,
+    ) -> anyhow::Result<()> {
+        let unit = CurrencyUnit::Custom(self.market.epoch.to_string().into());
+        let key = CashuKey::from_hex(format!("02{}", self.key().to_hex()))?;
+        let keys = CashuKeys::new([(Amount::from(1), key)].into());
+        let id = Id::v2_from_data(&keys, &unit, 0, None);
+        let keyset = KeySet { id, unit, active: None, keys, input_fee_ppk: 0, final_expiry: None };
+        let keyset = EpochKeyset {
+            epoch: self.market.epoch,
+            opened_by: BlockHash::all_zeros(),
+            state: EpochState::Final,
+            work,
+            keyset,
+            mint: MINT.parse()?,
+            reward: Some(reward),
+            issued,
+        };
         let event = keyset.encode().sign_with_keys(pool)?;
         Ok(self.mailbox.publish(&event).await?)
     }

@@ -147,12 +147,14 @@ impl Exchange {
 
     /// A market's book from now on.
     pub async fn follow_book(&self, epoch: EpochId) -> Result<BookFeed, TradeError> {
+        // Changes first, so that none is missed after the book; checkpoints last, since
+        // the mailbox tells each once, and the book needs the newest.
         let changes = self.of_market(epoch).kind(kind::DEPTH);
         let changes = (self.mailbox.subscribe(changes.clone()).await?, changes);
+        let book = self.book(epoch).await?;
         let checkpoints = self.checkpoints(epoch);
         let checkpoints = (self.mailbox.subscribe(checkpoints.clone()).await?, checkpoints);
-        // The mailbox tells an event once: here, if it has not been asked for.
-        Ok(BookFeed { book: self.book(epoch).await?, checkpoints, changes })
+        Ok(BookFeed { book, checkpoints, changes })
     }
 
     /// The newest `limit` trades of a market, newest first.

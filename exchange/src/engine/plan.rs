@@ -104,7 +104,8 @@ impl Engine {
                 terms.left = terms.left.checked_sub(lots).expect("a fill is at most what is left");
             }
             // One is enough to refuse a post-only offer.
-            if terms.left == Lots::ZERO || order.tif == TimeInForce::Post {
+            let refused = order.tif == TimeInForce::Post && !plan.steps.is_empty();
+            if refused || terms.left == Lots::ZERO {
                 break;
             }
         }

@@ -163,10 +163,7 @@ impl State {
         debug_assert!(at >= self.at, "time never goes back");
         let mut all = Consequences::default();
         match subject {
-            Subject::Rules(rules) => match rules.check() {
-                Ok(()) => self.set_rules(at, rules, &mut all),
-                Err((_, why)) => return Verdict::Ignored(why),
-            },
+            Subject::Rules(rules) => self.set_rules(at, rules, &mut all),
             _ if self.next == 0 => return Verdict::Ignored("the first entry holds the rules"),
             Subject::Epoch(event) => match self.epoch(at, event, &mut all) {
                 Ok(()) => {}

@@ -7,13 +7,17 @@ mod refusals;
 mod round_trips;
 
 use bitcoin::hashes::{Hash, sha256};
-use hashpit_nips::eh04::{Command, ExchangeInfo, Market, Offer};
+use hashpit_nips::eh04::{
+    Action, Command, ExchangeInfo, Market, Offer, OnEpoch, SelfTrade, Side, Terms, TimeInForce, Way,
+};
 use hashpit_nips::eh05::{Checkpoint, Depth, Entry, Fate, GENESIS, Match, Settlement};
-use nostr::{Event, EventBuilder, JsonUtil, Keys, Kind, Tag};
+use hashpit_nips::{Lots, Price};
+use nostr::{Event, EventBuilder, JsonUtil, Keys, Kind, Tag, Timestamp};
 use serde_json::Value;
 
 const EH04: &str = include_str!("../../EH-04.md");
 const EH05: &str = include_str!("../../EH-05.md");
+const MADE: &str = include_str!("../../vectors/eh04.json");
 const JOURNAL: &str = include_str!("../../vectors/eh05.json");
 
 /// The events that a draft shows.
@@ -82,6 +86,38 @@ fn a_first_event_shows_its_work_and_a_commit_names_the_offer_that_follows() {
     let commit = shown[7].tags.iter().find(|tag| tag.as_slice()[0] == "cmd").unwrap();
     assert_eq!(commit.as_slice()[2], shown[8].id.to_hex());
     assert_eq!(Offer::decode(&shown[1]).unwrap().prev, Some(shown[0].id));
+}
+
+#[test]
+fn what_nostr_tools_has_signed_is_read() {
+    let made: Value = serde_json::from_str(MADE).unwrap();
+    let event = |name: &str| Event::from_json(made[name].to_string()).unwrap();
+    let offer = |name: &str| {
+        event(name).verify().unwrap();
+        Offer::decode(&event(name)).unwrap()
+    };
+    let (side, price) = (Side::Sell, Some(Price::new(1500)));
+    let plain = Terms::new(side, price, Lots::new(500), vec![Way::Nwc]);
+    assert_eq!(offer("plain").terms, Some(plain));
+    let full = Terms {
+        min: Lots::new(2),
+        max: Lots::new(100),
+        tif: TimeInForce::Post,
+        on_epoch: OnEpoch::Keep,
+        group: Some("desk".to_owned()),
+        self_trade: SelfTrade::CancelOld,
+        expires: Some(Timestamp::from(1_700_000_600)),
+        ..Terms::new(Side::Buy, Some(Price::new(u64::MAX)), Lots::new(500), vec![Way::Nwc])
+    };
+    assert_eq!((offer("full").terms, offer("full").prev), (Some(full), Some(event("plain").id)));
+    let any_price = Terms::new(Side::Buy, None, Lots::new(u32::MAX), vec![Way::Nwc]);
+    assert_eq!(any_price.tif, TimeInForce::Ioc);
+    assert_eq!(offer("market_order").terms, Some(any_price));
+    assert_eq!((offer("cancel").terms, offer("cancel").prev), (None, Some(event("plain").id)));
+    let action = |name: &str| Command::decode(&event(name)).unwrap().action;
+    assert_eq!(action("cancel_all"), Action::CancelAll(None));
+    assert_eq!(action("alive"), Action::Alive(Some(Timestamp::from(1_700_000_060))));
+    assert_eq!(action("off"), Action::Alive(None));
 }
 
 #[test]

@@ -47,6 +47,8 @@ pub async fn node(script: &str, args: &[&str]) -> Result<Value> {
         "cashu-ts is missing; run tests/interop/install first"
     );
     let mut node = Command::new("node");
+    // Node 20 has WebSocket only if asked to.
+    node.arg("--experimental-websocket");
     node.arg(js.join(script)).args(args).kill_on_drop(true);
     let output = node.output().await.context("node does not start")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -185,14 +185,11 @@ impl<'a> View<'a> {
             foot.push(("last", format!("{} a lot, {number}, {when}", of_price(last.price))));
         }
         if let Some(fair) = self.fair_lot() {
-            foot.push(("fair", format!("{fair:.1} msats a lot")));
+            foot.push(("fair", format!("{} msats a lot", decimal(fair, 1))));
         }
         if let Some(value) = Self::price(book).and_then(|price| self.implied(price)) {
-            let hashprice = value.hashprice();
-            foot.push((
-                "hashprice",
-                format!("{hashprice:.2} sats for 1 TH/s a day, at this price"),
-            ));
+            let hashprice = decimal(value.hashprice(), 2);
+            foot.push(("hashprice", format!("{hashprice} sats for 1 TH/s a day, at this price")));
         }
         if book.has_gap() {
             foot.push(("behind", "a change was missed; the next checkpoint mends it".to_owned()));
@@ -217,6 +214,14 @@ fn fair(keyset: &EpochKeyset, options: &args::Book) -> Option<FairValue> {
         (_, Some(reward), ..) => FairValue::of_closed_epoch(reward, work, Discounts::NONE),
     };
     value.ok()
+}
+
+/// A number to be looked at, which nobody pays: `12 345.6`.
+fn decimal(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$}");
+    let (whole, rest) = text.split_once('.').unwrap_or((&text, ""));
+    let whole = whole.parse().map_or_else(|_| whole.to_owned(), grouped);
+    format!("{whole}.{rest}")
 }
 
 /// A price with its lots, and with all lots at it and better ones.
@@ -295,6 +300,12 @@ mod tests {
         assert_eq!(bar(0, u64::MAX, false), "▌");
         assert_eq!(bar(u64::MAX, u64::MAX, true), "█".repeat(BAR));
         assert_eq!(bar(1, 28, true), format!("{}▐", " ".repeat(BAR - 1)));
+    }
+
+    #[test]
+    fn numbers_that_nobody_pays_are_grouped_too() {
+        assert_eq!(decimal(12_500.04, 1), "12 500.0");
+        assert_eq!(decimal(0.005, 2), "0.01");
     }
 
     #[test]

@@ -5,6 +5,9 @@
 //! pool's block did; but an offer that ends because its time has come ends in
 //! somebody else's entry. The terms say when, so that is worked out here.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
