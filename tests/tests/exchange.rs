@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use hashpit_mailbox::{Arrival, Mailbox};
 use hashpit_nips::eh01::EpochState;
 use hashpit_nips::eh04::{Market, MarketId, MarketState, Side};
@@ -281,6 +282,41 @@ async fn a_lost_journal_comes_back_from_the_relays() {
     let matches = Filter::new().kind(kind::MATCH).author(scene.market.exchange);
     let matches = trader.mailbox.stored(&relays[0], matches, PATIENCE).await.unwrap();
     assert_eq!(matches.len(), 4, "each match once, although signed twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_comes_back_from_a_relay_that_tells_few_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = RelayHouse::start(&dir.path().join("relay")).await.unwrap();
+    let few = BadRelay::start(Fault::None).await.unwrap();
+    let home = dir.path().join("exchange");
+    let scene = Scene::open(&[good.url.clone(), few.url.clone()], &home).await;
+    let trader = scene.at(&good.url).await;
+    // Most of these have their entries within one second, in the order of chance.
+    let offers: Vec<Event> = (1..=150).map(|price| scene.sell(price, 1)).collect();
+    let publish = async |event| trader.mailbox.publish(event).await.unwrap();
+    stream::iter(&offers).for_each_concurrent(32, publish).await;
+    for event in &offers {
+        trader.entry_of(scene.exchange.key, event).await.unwrap();
+    }
+    let market = scene.market;
+    let lose = async || {
+        few.set(Fault::AtMost(20));
+        std::fs::remove_dir_all(home.join("journal")).unwrap();
+    };
+    let scene = scene.restart(std::slice::from_ref(&few.url), &home, lose).await;
+    scene.exchange.stop().await.unwrap();
+    // The same chain, as one entry more on the other relay shows.
+    let scene = {
+        let config = ExchangeHouse::config(std::slice::from_ref(&good.url), &[&scene.pool]);
+        Scene { exchange: ExchangeHouse::start(config, &home).await.unwrap(), ..scene }
+    };
+    let next = scene.sell(9_000, 1);
+    trader.mailbox.publish(&next).await.unwrap();
+    let entry = trader.entry_of(market.exchange, &next).await.unwrap();
+    assert_eq!(Entry::decode(&entry).unwrap().seq, 152);
+    scene.exchange.stop().await.unwrap();
+    assert_eq!(whole(&trader.journal(market.exchange).await.unwrap()).len(), 153);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
