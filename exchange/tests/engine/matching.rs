@@ -175,6 +175,9 @@ fn its_own_offer_that_it_could_not_match_is_passed_by() {
     assert_eq!(house.book(Side::Sell), [(1, 5)]);
 }
 
+/// Makes an order that cannot be.
+type Spoil = fn(&mut Order);
+
 #[test]
 fn orders_that_cannot_be_are_refused_with_what_to_do() {
     let rules = MarketRules {
@@ -187,7 +190,7 @@ fn orders_that_cannot_be_are_refused_with_what_to_do() {
     let good = buy(1, 1, 10, 5);
     let range = Refusal::Lots { min: Lots::new(2), max: Lots::new(9) };
     let tick = Refusal::Price { tick: Price::new(5) };
-    let cases: [(Refusal, fn(&mut Order)); 10] = [
+    let cases: [(Refusal, Spoil); 10] = [
         (range, |o| o.lots = Lots::new(1)),
         (range, |o| o.lots = Lots::new(10)),
         (tick, |o| o.price = Some(Price::new(11))),
