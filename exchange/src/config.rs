@@ -36,7 +36,7 @@ impl Default for Config {
             pools: Vec::new(),
             relays: Vec::new(),
             depth_ms: 100,
-            checkpoint_secs: 10,
+            checkpoint_secs: 2,
             rules: Rules::default(),
         }
     }
