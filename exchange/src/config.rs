@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hashpit_nips::eh04::{DecodeError, Rules};
+use hashpit_nips::eh04::Rules;
 use nostr_sdk::{PublicKey, RelayUrl};
 use serde::Deserialize;
 
@@ -53,9 +53,8 @@ impl Config {
             ("depth_ms", "must be 10 or more")
         } else if self.checkpoint_secs == 0 {
             ("checkpoint_secs", "must be 1 or more")
-        } else if let Err(DecodeError::Contradiction(reason)) = self.rules.clone().checked() {
-            // What no reader takes must never stand in the journal.
-            ("rules", reason)
+        } else if let Err(wrong) = self.rules.check() {
+            wrong
         } else {
             return Ok(());
         };

@@ -10,7 +10,7 @@ use hashpit_mailbox::{Delivery, Mailbox};
 use nostr_sdk::{Event, Keys, RelayUrl};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::Error;
 use crate::desk::Desk;
@@ -41,6 +41,8 @@ pub(crate) struct Outlet {
     /// the first.
     refused: BTreeSet<u64>,
     retry_at: Instant,
+    /// Whether the operator was told that it refuses.
+    told: bool,
 }
 
 impl Outlet {
@@ -50,7 +52,7 @@ impl Outlet {
         let mailbox = Mailbox::connect(keys, std::slice::from_ref(&relay)).await?;
         let next = reader.noted();
         let retry_at = Instant::now();
-        Ok(Self { relay, mailbox, reader, next, refused: BTreeSet::new(), retry_at })
+        Ok(Self { relay, mailbox, reader, next, refused: BTreeSet::new(), retry_at, told: false })
     }
 
     /// Runs until `finish`, and then until the relay has everything; whoever
@@ -127,17 +129,13 @@ impl Outlet {
     }
 
     fn keep(&mut self, refusals: BTreeMap<u64, String>) {
-        match refusals.first_key_value() {
-            Some((seq, reason)) if self.refused.is_empty() => {
-                let count = refusals.len();
-                warn!(relay = %self.relay, seq, reason, count, "the relay refuses journal entries");
-                self.retry_at = Instant::now() + RETRY;
-            }
-            Some(_) => {}
-            None if self.refused.is_empty() => {
-                debug!(relay = %self.relay, next = self.next, "journal stored");
-            }
-            None => info!(relay = %self.relay, "some journal entries are still refused"),
+        let Some((seq, reason)) = refusals.first_key_value() else { return };
+        if !std::mem::replace(&mut self.told, true) {
+            let count = refusals.len();
+            warn!(relay = %self.relay, seq, reason, count, "the relay refuses journal entries");
+        }
+        if self.refused.is_empty() {
+            self.retry_at = Instant::now() + RETRY;
         }
         self.refused.extend(refusals.into_keys());
     }

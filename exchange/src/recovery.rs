@@ -144,7 +144,7 @@ async fn recover_from(
     new: bool,
 ) -> Result<(), Error> {
     let key = keys.public_key();
-    let surveys = join_all(mailboxes.iter().map(|(_, mailbox)| survey(key, mailbox))).await;
+    let surveys = join_all(mailboxes.iter().map(|mailbox| survey(key, mailbox))).await;
     let mut all = Survey::default();
     for survey in surveys {
         let survey = survey?;
@@ -169,7 +169,10 @@ fn id_at(journal: &Journal, seq: u64) -> Result<Option<EventId>, JournalError> {
 }
 
 /// The newest that a relay has.
-async fn survey(key: PublicKey, mailbox: &Mailbox) -> Result<Survey, MailboxError> {
+async fn survey(
+    key: PublicKey,
+    (relay, mailbox): &(RelayUrl, Mailbox),
+) -> Result<Survey, MailboxError> {
     let entries = Filter::new().kind(kind::ENTRY).author(key).limit(NEWEST);
     let (entries, told) = mailbox.fetch(entries, PATIENCE).await?;
     let mut survey = Survey { answered: told, ..Survey::default() };
@@ -181,11 +184,46 @@ async fn survey(key: PublicKey, mailbox: &Mailbox) -> Result<Survey, MailboxErro
             survey.entries.entry(seq).or_default().insert(event.id);
         }
     }
+    beyond(key, (relay, mailbox), &mut survey).await;
     let checkpoints = Filter::new().kind(kind::CHECKPOINT).author(key);
     let (checkpoints, _) = mailbox.fetch(checkpoints, PATIENCE).await?;
     let by_us = checkpoints.iter().filter(|event| event.pubkey == key);
     survey.named = by_us.filter_map(number).max();
     Ok(survey)
+}
+
+/// Entries beyond those that were found: within a second relays sort by id, so
+/// the newest by time are not the newest by sequence.
+async fn beyond(key: PublicKey, (relay, mailbox): (&RelayUrl, &Mailbox), survey: &mut Survey) {
+    while let Some((&newest, _)) = survey.entries.last_key_value() {
+        let next = newest.saturating_add(1)..=newest.saturating_add(CHUNK);
+        let later = ask(key, relay, mailbox, next.collect()).await;
+        if later.is_empty() {
+            return;
+        }
+        for (seq, event) in later {
+            survey.entries.entry(seq).or_default().insert(event.id);
+        }
+    }
+}
+
+/// A relay's entries of these sequences.
+async fn ask(
+    key: PublicKey,
+    relay: &RelayUrl,
+    mailbox: &Mailbox,
+    sequences: Vec<u64>,
+) -> Vec<(u64, Event)> {
+    let n = SingleLetterTag::lowercase(Alphabet::N);
+    let numbers = sequences.iter().map(u64::to_string);
+    let filter = Filter::new().kind(kind::ENTRY).author(key).custom_tags(n, numbers);
+    let events = mailbox.stored(relay, filter, PATIENCE).await.unwrap_or_else(|error| {
+        warn!(%relay, %error, "part of the journal was not told");
+        Vec::new()
+    });
+    let ours = events.into_iter().filter(|it| it.pubkey == key && it.kind == kind::ENTRY);
+    let numbered = ours.filter_map(|event| Some((number(&event)?, event)));
+    numbered.filter(|(seq, _)| sequences.contains(seq)).collect()
 }
 
 /// The first and last sequence that the relays have and the disk has not; `None`
@@ -255,27 +293,20 @@ async fn restore(
     Ok(())
 }
 
-/// Entries by sequence and id, from whichever relay has them.
+/// Entries by sequence and id, from whichever relay has them. Those that are
+/// missing from an answer are asked for again with fewer others: a relay may have
+/// more of one second than it tells at once.
 async fn entries(
     key: PublicKey,
     mailboxes: &[(RelayUrl, Mailbox)],
     range: RangeInclusive<u64>,
 ) -> BTreeMap<u64, BTreeMap<EventId, Event>> {
-    let n = SingleLetterTag::lowercase(Alphabet::N);
-    let numbers = range.map(|seq| seq.to_string());
-    let filter = Filter::new().kind(kind::ENTRY).author(key).custom_tags(n, numbers);
-    let told = mailboxes.iter().map(|(relay, mailbox)| {
-        let filter = filter.clone();
-        async move { (relay, mailbox.stored(relay, filter, PATIENCE).await) }
-    });
     let mut entries: BTreeMap<u64, BTreeMap<EventId, Event>> = BTreeMap::new();
-    for (relay, told) in join_all(told).await {
-        let events = told.unwrap_or_else(|error| {
-            warn!(%relay, %error, "part of the journal was not told");
-            Vec::new()
-        });
-        for event in events.into_iter().filter(|event| event.pubkey == key) {
-            if let Some(seq) = number(&event).filter(|_| event.kind == kind::ENTRY) {
+    for size in [CHUNK as usize, 50, 5, 1] {
+        let missing: Vec<u64> = range.clone().filter(|seq| !entries.contains_key(seq)).collect();
+        for some in missing.chunks(size) {
+            let told = mailboxes.iter().map(|(relay, it)| ask(key, relay, it, some.to_vec()));
+            for (seq, event) in join_all(told).await.into_iter().flatten() {
                 entries.entry(seq).or_default().insert(event.id, event);
             }
         }

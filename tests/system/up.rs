@@ -59,6 +59,13 @@ fn one_command_turns_work_into_tokens_and_a_second_start_goes_on() {
     assert_eq!(second["unit"], first["unit"]);
     assert!(second["ehash"].as_u64() >= first["ehash"].as_u64());
     assert!(second["shares"].as_u64() >= first["shares"].as_u64());
+
+    // The journal names relays and exchange, which have stayed the same.
+    let up = ["up", "--port-base", "0", "--exit-after", "offer", "--json"];
+    let third = json(&run(dir.path(), &up));
+    assert_eq!(third["exchange"], second["exchange"]);
+    assert_eq!(third["offer"]["unit"], first["unit"]);
+    assert_ne!(third["offer"]["lots"], "0");
 }
 
 #[test]

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use hashpit_mailbox::{Arrival, Mailbox};
 use hashpit_nips::eh01::EpochState;
 use hashpit_nips::eh04::{Market, MarketId, MarketState, Side};
 use hashpit_nips::eh05::{Change, Checkpoint, Depth, Entry, Level, Match, Outcome};
-use hashpit_nips::{EpochId, kind};
+use hashpit_nips::kind;
 use hashpit_tests::bad_relay::{BadRelay, Fault};
 use hashpit_tests::exchange_house::{BarePool, ExchangeHouse, Onlooker, offer, unsigned_offer};
 use hashpit_tests::house::RelayHouse;
@@ -46,11 +47,16 @@ impl Scene {
         scene
     }
 
-    /// The same exchange again, with what is in its directory.
-    async fn reopen(&mut self, relays: &[RelayUrl], dir: &Path) {
-        let config = ExchangeHouse::config(relays, &[&self.pool]);
-        self.exchange = ExchangeHouse::start(config, dir).await.unwrap();
-        assert_eq!(self.exchange.key, self.market.exchange, "the key is the directory's");
+    /// Stops the exchange and starts it again with what is in its directory,
+    /// after `between`.
+    async fn restart(self, relays: &[RelayUrl], dir: &Path, between: impl AsyncFnOnce()) -> Self {
+        let Self { exchange, pool, trader, market } = self;
+        exchange.stop().await.unwrap();
+        between().await;
+        let config = ExchangeHouse::config(relays, &[&pool]);
+        let exchange = ExchangeHouse::start(config, dir).await.unwrap();
+        assert_eq!(exchange.key, market.exchange, "the key is the directory's");
+        Self { exchange, pool, trader, market }
     }
 
     async fn market_at(&self, relay: &Onlooker) -> Market {
@@ -144,16 +150,24 @@ async fn a_relay_that_was_down_gets_the_whole_journal() {
     let last = offers.last().unwrap();
     here.entry_of(scene.exchange.key, last).await.unwrap();
 
+    // Meanwhile something is offered there, where the exchange cannot see it.
+    let home = dir.path().join("other");
+    let hidden = RelayHouse::start(&home).await.unwrap();
+    let unseen = scene.sell(1_000, 1);
+    scene.at(&hidden.url).await.mailbox.publish(&unseen).await.unwrap();
+    hidden.stop().await.unwrap();
+
     let listener = TcpListener::bind(address).await.unwrap();
-    let other = RelayHouse::start_on(listener, &dir.path().join("other")).await.unwrap();
+    let other = RelayHouse::start_on(listener, &home).await.unwrap();
     let there = scene.at(&later).await;
+    here.entry_of(scene.exchange.key, &unseen).await.unwrap();
+    there.entry_of(scene.exchange.key, &unseen).await.unwrap();
     there.entry_of(scene.exchange.key, last).await.unwrap();
     assert_eq!(scene.market_at(&there).await.state, MarketState::Open, "markets are told again");
-    // What is offered there while the exchange cannot see it is read afterwards.
     scene.exchange.stop().await.unwrap();
     let (here, there) = (here.journal(scene.market.exchange), there.journal(scene.market.exchange));
     let (here, there) = (here.await.unwrap(), there.await.unwrap());
-    assert_eq!(whole(&here).len(), 102);
+    assert_eq!(whole(&here).len(), 103);
     assert_eq!(here, there);
     other.stop().await.unwrap();
 }
@@ -204,26 +218,28 @@ async fn an_exchange_that_is_killed_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offers_of_a_downtime_are_all_read_from_a_relay_that_tells_few_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
-    let relay = BadRelay::start(Fault::None).await.unwrap();
-    let relays = [relay.url.clone()];
+    let good = RelayHouse::start(&dir.path().join("relay")).await.unwrap();
+    let few = BadRelay::start(Fault::AtMost(7)).await.unwrap();
+    let relays = [good.url.clone(), few.url.clone()];
     let home = dir.path().join("exchange");
-    let mut scene = Scene::open(&relays, &home).await;
-    scene.exchange.stop().await.unwrap();
-    let trader = Onlooker::connect(&scene.trader, &relays[0]).await.unwrap();
-    let now = Timestamp::now().as_secs();
-    let mut offers = Vec::new();
-    for number in 0..40 {
-        let unsigned = unsigned_offer(scene.market, Side::Sell, 100 + number, 1);
-        let at = Timestamp::from(now - 40 + number);
-        let event = unsigned.custom_created_at(at).sign_with_keys(&scene.trader).unwrap();
-        trader.mailbox.publish(&event).await.unwrap();
-        offers.push(event);
-    }
-    relay.set(Fault::AtMost(7));
-    scene.exchange = {
-        let config = ExchangeHouse::config(&relays, &[&scene.pool]);
-        ExchangeHouse::start(config, &home).await.unwrap()
+    let scene = Scene::open(&relays, &home).await;
+    let (keys, market) = (scene.trader.clone(), scene.market);
+    let begin = Timestamp::now().as_secs() - 40;
+    let sign = |number| {
+        let at = Timestamp::from(begin + number);
+        let unsigned = unsigned_offer(market, Side::Sell, 100 + number, 1);
+        unsigned.custom_created_at(at).sign_with_keys(&keys).unwrap()
     };
+    let offers: Vec<Event> = (0..40).map(sign).collect();
+    let scene = scene
+        .restart(&relays, &home, async || {
+            let trader = Onlooker::connect(&keys, &few.url).await.unwrap();
+            for event in &offers {
+                trader.mailbox.publish(event).await.unwrap();
+            }
+        })
+        .await;
+    let trader = scene.at(&good.url).await;
     for event in &offers {
         trader.entry_of(scene.exchange.key, event).await.unwrap();
     }
@@ -239,23 +255,22 @@ async fn a_lost_journal_comes_back_from_the_relays() {
     let [one, other] = two_relays(dir.path()).await;
     let relays = [one.url.clone(), other.url.clone()];
     let home = dir.path().join("exchange");
-    let mut scene = Scene::open(&relays, &home).await;
+    let scene = Scene::open(&relays, &home).await;
     let trader = scene.at(&relays[0]).await;
-    let buyer = Keys::generate();
+    let (buyer, market) = (Keys::generate(), scene.market);
     for price in 1..=60 {
         trader.mailbox.publish(&scene.sell(1_000 + price, 2)).await.unwrap();
     }
     let buy = offer(&buyer, scene.market, Side::Buy, 1_010, 7);
     trader.mailbox.publish(&buy).await.unwrap();
     trader.entry_of(scene.exchange.key, &buy).await.unwrap();
-    scene.exchange.stop().await.unwrap();
-    let before = trader.journal(scene.market.exchange).await.unwrap();
-
-    std::fs::remove_dir_all(home.join("journal")).unwrap();
-    scene.exchange = {
-        let config = ExchangeHouse::config(&relays, &[&scene.pool]);
-        ExchangeHouse::start(config, &home).await.unwrap()
+    let before = std::cell::RefCell::new(Vec::new());
+    let lose = async || {
+        before.replace(trader.journal(market.exchange).await.unwrap());
+        std::fs::remove_dir_all(home.join("journal")).unwrap();
     };
+    let scene = scene.restart(&relays, &home, lose).await;
+    let before = before.into_inner();
     let next = scene.sell(9_000, 1);
     trader.mailbox.publish(&next).await.unwrap();
     let entry = trader.entry_of(scene.exchange.key, &next).await.unwrap();
@@ -267,6 +282,41 @@ async fn a_lost_journal_comes_back_from_the_relays() {
     let matches = Filter::new().kind(kind::MATCH).author(scene.market.exchange);
     let matches = trader.mailbox.stored(&relays[0], matches, PATIENCE).await.unwrap();
     assert_eq!(matches.len(), 4, "each match once, although signed twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_comes_back_from_a_relay_that_tells_few_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = RelayHouse::start(&dir.path().join("relay")).await.unwrap();
+    let few = BadRelay::start(Fault::None).await.unwrap();
+    let home = dir.path().join("exchange");
+    let scene = Scene::open(&[good.url.clone(), few.url.clone()], &home).await;
+    let trader = scene.at(&good.url).await;
+    // Most of these have their entries within one second, in the order of chance.
+    let offers: Vec<Event> = (1..=150).map(|price| scene.sell(price, 1)).collect();
+    let publish = async |event| trader.mailbox.publish(event).await.unwrap();
+    stream::iter(&offers).for_each_concurrent(32, publish).await;
+    for event in &offers {
+        trader.entry_of(scene.exchange.key, event).await.unwrap();
+    }
+    let market = scene.market;
+    let lose = async || {
+        few.set(Fault::AtMost(20));
+        std::fs::remove_dir_all(home.join("journal")).unwrap();
+    };
+    let scene = scene.restart(std::slice::from_ref(&few.url), &home, lose).await;
+    scene.exchange.stop().await.unwrap();
+    // The same chain, as one entry more on the other relay shows.
+    let scene = {
+        let config = ExchangeHouse::config(std::slice::from_ref(&good.url), &[&scene.pool]);
+        Scene { exchange: ExchangeHouse::start(config, &home).await.unwrap(), ..scene }
+    };
+    let next = scene.sell(9_000, 1);
+    trader.mailbox.publish(&next).await.unwrap();
+    let entry = trader.entry_of(market.exchange, &next).await.unwrap();
+    assert_eq!(Entry::decode(&entry).unwrap().seq, 152);
+    scene.exchange.stop().await.unwrap();
+    assert_eq!(whole(&trader.journal(market.exchange).await.unwrap()).len(), 153);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -332,7 +382,7 @@ async fn a_relay_that_refuses_the_journal_holds_up_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_that_was_not_named_gets_no_market() {
     let dir = tempfile::tempdir().unwrap();
-    let relay = BadRelay::start(Fault::None).await.unwrap();
+    let relay = RelayHouse::start(&dir.path().join("relay")).await.unwrap();
     let scene = Scene::open(std::slice::from_ref(&relay.url), &dir.path().join("exchange")).await;
     let (stranger, trader) = (BarePool::new(), scene.at(&relay.url).await);
     let keyset = stranger.keyset(HEIGHT, EpochState::Open, Timestamp::now()).unwrap();
@@ -419,38 +469,31 @@ async fn a_reader_that_misses_a_change_is_right_again_by_the_next_checkpoint() {
     let filter = Filter::new().kinds([kind::CHECKPOINT, kind::DEPTH]).author(scene.exchange.key);
     let mut inbox = reader.subscribe(filter).await.unwrap();
     let trader = scene.at(&relay.url).await;
-    let mut picture = Picture::default();
-    let (mut lost, mut gaps, mut right) = (false, 0, BTreeMap::new());
-    let mut price = 100;
+    let (mut picture, mut right) = (Picture::default(), BTreeMap::new());
+    let (mut depths, mut gaps) = (0, 0);
     let read = timeout(PATIENCE, async {
         loop {
             let Arrival::Event(event) = inbox.next().await.unwrap() else { continue };
             if event.kind == kind::CHECKPOINT {
-                let checkpoint = Checkpoint::decode(&event).unwrap();
-                let before = picture.number;
-                picture.start(&checkpoint);
-                if before.is_some() && gaps > 0 && picture.asks == right && right.len() == 6 {
+                picture.start(&Checkpoint::decode(&event).unwrap());
+                if gaps > 0 && picture.asks == right {
                     return;
                 }
             } else {
+                depths += 1;
                 let depth = Depth::decode(&event).unwrap();
-                if picture.number.is_some() && !lost {
-                    lost = true;
-                    continue;
-                }
-                gaps += usize::from(!picture.add(depth.number, &depth.change));
+                // Every third one is lost.
+                gaps += usize::from(depths % 3 != 1 && !picture.add(depth.number, &depth.change));
             }
-            if picture.number.is_some() && right.len() < 6 {
+            if picture.number.is_some() && gaps == 0 {
+                let price = 100 + right.len() as u64;
                 let event = scene.sell(price, 2);
                 trader.mailbox.publish(&event).await.unwrap();
-                trader.entry_of(scene.exchange.key, &event).await.unwrap();
                 right.insert(price, 2);
-                price += 1;
             }
         }
     });
     read.await.unwrap();
-    assert!(lost && gaps > 0);
     reader.close().await;
     scene.exchange.stop().await.unwrap();
 }
@@ -458,7 +501,7 @@ async fn a_reader_that_misses_a_change_is_right_again_by_the_next_checkpoint() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn addressable_events_of_a_market_never_go_back_in_time() {
     let dir = tempfile::tempdir().unwrap();
-    let relay = BadRelay::start(Fault::None).await.unwrap();
+    let relay = RelayHouse::start(&dir.path().join("relay")).await.unwrap();
     let home = dir.path().join("exchange");
     let mut scene = Scene::open(std::slice::from_ref(&relay.url), &home).await;
     let trader = scene.at(&relay.url).await;
@@ -468,9 +511,7 @@ async fn addressable_events_of_a_market_never_go_back_in_time() {
         let with =
             |event: &Event| Checkpoint::decode(event).unwrap().book.asks.len() == price as usize;
         trader.sees(filter, with).await.unwrap();
-        scene.exchange.stop().await.unwrap();
-        let config = ExchangeHouse::config(std::slice::from_ref(&relay.url), &[&scene.pool]);
-        scene.exchange = ExchangeHouse::start(config, &home).await.unwrap();
+        scene = scene.restart(std::slice::from_ref(&relay.url), &home, async || {}).await;
     }
     scene.exchange.stop().await.unwrap();
 }

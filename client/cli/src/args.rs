@@ -65,6 +65,8 @@ pub enum Command {
     Trades(trade::Trades),
     /// Show an exchange's markets and rules.
     Market(trade::Market),
+    /// Check what an exchange did against what it published.
+    Audit(crate::audit::Audit),
     /// Print a script that completes hashpit's commands in a shell.
     ///
     /// For bash: `hashpit completions bash > ~/.local/share/bash-completion/completions/hashpit`
@@ -103,6 +105,8 @@ pub enum Milestone {
     Ehash,
     /// It is backed up on the relay too.
     Backup,
+    /// Part of it is on offer at the exchange.
+    Offer,
 }
 
 #[derive(Debug, clap::Args)]

@@ -3,6 +3,7 @@
 //! | module | what lives in it |
 //! |---|---|
 //! | `args` | the command line |
+//! | `audit` | what anyone may check of an exchange |
 //! | `config` | the configuration file |
 //! | `listen` | addresses, ports, and binding them |
 //! | `up` | every role in one process |
@@ -14,6 +15,7 @@
 //! | `terminal` | tables, QR codes, progress bars, questions |
 
 mod args;
+mod audit;
 mod claiming;
 mod config;
 mod listen;
@@ -63,6 +65,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Book(options) => trade::book(options, &config.trade, dir, shutdown).await,
             Command::Trades(options) => trade::trades(options, &config.trade, dir, shutdown).await,
             Command::Market(options) => trade::market(options, &config.trade, dir).await,
+            Command::Audit(options) => audit::run(options, &config.trade).await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Args::command(), "hashpit", &mut io::stdout());
                 Ok(())

@@ -5,6 +5,7 @@
 //! speak through the relay.
 
 mod display;
+mod offering;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -14,8 +15,8 @@ use anyhow::{Context, anyhow};
 use hashpit_client::issuance::Progress;
 use hashpit_client::{Wallet, miner, proxy};
 use hashpit_exchange::Exchange;
-use hashpit_nips::MinerIdentity;
-use hashpit_pool::{Listeners, Pool};
+use hashpit_nips::{MinerIdentity, Sats, Work};
+use hashpit_pool::{Listeners, Pool, template};
 use hashpit_relay::{Clock, Gauges, Relay};
 use nostr_sdk::{PublicKey, RelayUrl, ToBech32};
 use serde_json::json;
@@ -30,6 +31,7 @@ use crate::listen::{Listen, Port};
 use crate::proxy::authority_secret;
 use crate::wallet;
 use display::{Addresses, Display};
+use offering::{Offered, Seller, Worth};
 
 /// Most bits of work that a trader's first event needs here: a second at most.
 const POW_BITS: u8 = 8;
@@ -105,6 +107,7 @@ struct House {
     relay: Gauges,
     mining: watch::Receiver<miner::Progress>,
     claiming: watch::Receiver<Progress>,
+    offered: watch::Receiver<Offered>,
 }
 
 impl House {
@@ -123,6 +126,7 @@ impl House {
         };
         let proxy_ports = [devices.sv1.local_addr()?, devices.sv2.local_addr()?];
 
+        let (block, bits) = (config.pool.chain.bits, config.pool.work_bits);
         let wallet = wallet::open_or_create(&dir.join("wallet")).await?;
         let relay = Relay::open(config.relay, &dir.join("relay"), Clock::system())?;
         let gauges = relay.gauges();
@@ -175,6 +179,18 @@ impl House {
             proxy.serve(stop).await;
             Ok(())
         }));
+        let seller = Seller {
+            wallet: wallet.clone(),
+            exchange: addresses.exchange,
+            relays: relays.clone(),
+            worth: Worth {
+                reward: Sats::new(template::subsidy(monitor.status().height + 1).to_sat()),
+                work: Work::of_target(block.target())?,
+                bits,
+            },
+        };
+        let ((offer, offered), claims) = (watch::channel(Offered::default()), claiming.clone());
+        roles.push(Role::start("the seller", &ended, |stop| seller.run(claims, offer, stop)));
         let claimer = wallet.clone();
         roles.push(Role::start("the wallet", &ended, |stop| {
             claim_for_ever(claimer, pool_key, relays, claim_progress, stop)
@@ -193,7 +209,17 @@ impl House {
             |stop| async move { Ok(pool.serve(stop).await?) },
         ));
         roles.push(relay_role);
-        Ok(Self { roles, ended, addresses, wallet, pool: monitor, relay: gauges, mining, claiming })
+        Ok(Self {
+            roles,
+            ended,
+            addresses,
+            wallet,
+            pool: monitor,
+            relay: gauges,
+            mining,
+            claiming,
+            offered,
+        })
     }
 
     /// Shows progress until the milestone, a signal, or a role's end.
@@ -213,12 +239,14 @@ impl House {
             }
             let claiming = self.claiming.borrow().clone();
             let mining = self.mining.borrow().clone();
-            display.show(begun.elapsed(), &self.pool.status(), &mining, &claiming);
+            let offered = self.offered.borrow().clone();
+            display.show(begun.elapsed(), &self.pool.status(), &mining, &claiming, &offered);
             match milestone {
                 Some(Milestone::Ehash) if claiming.received.get() > 0 => return Ok(()),
                 Some(Milestone::Backup) if claiming.received.get() > 0 && claiming.safe => {
                     return Ok(());
                 }
+                Some(Milestone::Offer) if self.offered.borrow().offer.is_some() => return Ok(()),
                 _ => {}
             }
         }
@@ -238,6 +266,7 @@ impl House {
             "relay_events": self.relay.stats().events_stored,
             "backed_up": claimed.safe,
             "exchange": exchange,
+            "offer": self.offered.borrow().offer.as_ref().map(of_offer),
             "seconds": begun.elapsed().as_secs(),
         }))
     }
@@ -249,6 +278,16 @@ impl House {
         }
         outcome
     }
+}
+
+fn of_offer(offer: &offering::Offer) -> serde_json::Value {
+    json!({
+        "id": offer.d,
+        "unit": offer.epoch.to_string(),
+        "lots": offer.lots,
+        "price_msat": offer.price,
+        "seq": offer.seq,
+    })
 }
 
 /// The configured exchange, for this house's pool on this house's relays.

@@ -81,14 +81,32 @@ impl Collector<'_> {
         if self.collected.silent.len() == self.relays.len() {
             return Err(CollectError::Silent(self.relays.len()));
         }
-        let newest = self.collected.evidence.newest().ok_or(CollectError::Nothing)?;
         let kinds = [kind::ENTRY, kind::MATCH, kind::SETTLEMENT];
-        for start in (0..=newest).step_by(CHUNK as usize) {
-            let range = start..=newest.min(start + CHUNK - 1);
-            progress(*range.end() + 1, newest + 1);
+        let mut start = 0;
+        // Of one second's entries a relay need not tell the newest first, so that
+        // there may be later ones than it told. What a gap hides is of no use, and
+        // an exchange may name any number.
+        while self.has_all_before(start) && start <= self.newest_known()? {
+            let range = start..=start.saturating_add(CHUNK - 1);
+            start = range.end().saturating_add(1);
             self.ask(&numbered(by_it.clone().kinds(kinds), range)).await;
+            let newest = self.newest_known()?;
+            progress(start.min(newest), newest);
         }
         Ok(self.collected)
+    }
+
+    /// Whether no entry of the chunk before this sequence is missing, as far as
+    /// later ones are known.
+    fn has_all_before(&self, start: u64) -> bool {
+        let entries = &self.collected.evidence.entries;
+        let newest = entries.last_key_value().map_or(0, |(seq, _)| *seq);
+        let chunk = start.saturating_sub(CHUNK)..start.min(newest.saturating_add(1));
+        entries.range(chunk.clone()).count() as u64 == chunk.end.saturating_sub(chunk.start)
+    }
+
+    fn newest_known(&self) -> Result<u64, CollectError> {
+        self.collected.evidence.newest().ok_or(CollectError::Nothing)
     }
 
     /// Asks every relay for all that matches.

@@ -1,6 +1,7 @@
 //! Offers that end, by their trader's word or silence.
 
 use hashpit_nips::Millis;
+use hashpit_nips::eh04::MarketState;
 
 use super::command::{Address, Command, MarketId, OfferId, Seq, Trader};
 use super::event::{EndReason, Event};
@@ -42,7 +43,7 @@ impl Engine {
     }
 
     pub(super) fn cancel_all(&mut self, market: MarketId, trader: Trader) -> Result<(), Refusal> {
-        if self.markets[market.index()].state == hashpit_nips::eh04::MarketState::Closed {
+        if self.markets[market.index()].state == MarketState::Closed {
             return Err(Refusal::Closed);
         }
         let here = |slot: &Slot| self.offers[*slot].market == market;

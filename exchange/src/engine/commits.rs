@@ -168,10 +168,10 @@ impl Engine {
 
     /// Place in a market's queue of a commit that has not been shown.
     fn committed(&self, trader: Trader, market: MarketId, id: OfferId) -> Option<usize> {
-        if self.waiting(trader, true) == 0 {
+        if !self.deferring.contains(&market) || self.waiting(trader, true) == 0 {
             return None;
         }
-        let queue = &self.markets.get(market.index())?.queue;
+        let queue = &self.markets[market.index()].queue;
         queue.iter().position(|queued| match queued {
             Queued::Commit { trader: whose, id: its, shown: None, .. } => {
                 (*whose, *its) == (trader, id)

@@ -8,7 +8,7 @@ use std::ops::{Index, IndexMut};
 use hashpit_nips::eh04::{OnEpoch, Side, TimeInForce};
 use hashpit_nips::{Lots, Millis, Price};
 
-use super::command::{Address, MarketId, OfferId, PayMask, Seq};
+use super::command::{Address, MarketId, OfferId, Order, PayMask, Seq};
 
 /// Place of an offer in the slab. Places are used again, and no result depends
 /// on them.
@@ -46,7 +46,7 @@ const _: () = assert!(size_of::<Offer>() == 128);
 
 impl Offer {
     /// `order`, of which `filled` lots were filled, as it will stand.
-    pub fn new(order: &super::Order, price: Price, seq: Seq, trader: u32, filled: Lots) -> Self {
+    pub fn new(order: &Order, price: Price, seq: Seq, trader: u32, filled: Lots) -> Self {
         let mut offer = Self {
             id: order.id,
             address: order.address,
@@ -72,7 +72,7 @@ impl Offer {
     }
 
     /// Takes on an amendment's terms, without losing its place.
-    pub fn take_terms(&mut self, order: &super::Order) {
+    pub fn take_terms(&mut self, order: &Order) {
         self.id = order.id;
         self.left =
             order.lots.checked_sub(self.filled).expect("an offer stands while lots are left");

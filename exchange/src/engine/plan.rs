@@ -89,11 +89,10 @@ impl Engine {
     pub(super) fn plan(&self, order: &Order, left: Lots) -> Plan {
         let mut plan = Plan::to_rest(left);
         let mut terms = Terms::of_order(order, left);
-        let own = self.traders.find(order.trader);
         for slot in self.crossed(order).take(self.limits.makers_per_order as usize) {
             let (maker, its) = (&self.offers[slot], Terms::of(&self.offers[slot]));
             let Some(lots) = terms.fill_with(&its) else { continue };
-            if Some(maker.trader) == own {
+            if self.traders.entry(maker.trader).key == order.trader {
                 if order.self_trade == SelfTrade::CancelNew {
                     plan.stopped = true;
                     break;

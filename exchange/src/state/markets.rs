@@ -3,6 +3,7 @@
 //! dissolved.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
 
 use cashu::MintUrl;
 use hashpit_nips::eh01::{EpochKeyset, EpochState};
@@ -132,8 +133,7 @@ impl Seats {
         steps
     }
 
-    /// Opens a market, and halts those of the pool's earlier epochs that are
-    /// still in the belief that theirs is the open one.
+    /// Opens a market.
     fn open(
         &mut self,
         keyset: &EpochKeyset,
@@ -157,13 +157,20 @@ impl Seats {
         let mut steps = vec![Command::OpenMarket(market_rules(rules))];
         let epochs = self.by_pool.entry(epoch.pool).or_default();
         epochs.insert(epoch.height, id);
-        let before: Vec<MarketId> = epochs.range(..epoch.height).map(|(_, id)| *id).collect();
-        for id in before {
+        self.turn_before(epoch, at, rules, &mut steps);
+        steps
+    }
+
+    /// Halts the markets of the pool's earlier epochs that are still in the belief
+    /// that theirs is the open one.
+    fn turn_before(&mut self, epoch: EpochId, at: Millis, rules: &Rules, steps: &mut Steps) {
+        let epochs = self.by_pool.get(&epoch.pool);
+        let before = epochs.into_iter().flat_map(|epochs| epochs.range(..epoch.height));
+        for id in before.map(|(_, id)| *id).collect::<Vec<_>>() {
             if !self.seats[id.0 as usize].turned {
-                self.turn(id, at, rules, &mut steps);
+                self.turn(id, at, rules, steps);
             }
         }
-        steps
     }
 
     /// The epoch circuit breaker.
@@ -174,8 +181,9 @@ impl Seats {
         self.phase(id, at, rules.halt_ms, MarketState::Auction);
     }
 
-    /// The block that closed the epoch is gone: its market opens again by an
-    /// auction, and those of the epochs that came after close.
+    /// The block that closed the epoch is gone, or the one that did away with it:
+    /// its market opens again by an auction, those of the epochs that came after
+    /// close, and those before halt if they had opened again.
     fn restore(&mut self, id: MarketId, at: Millis, rules: &Rules, steps: &mut Steps) {
         let seat = &mut self.seats[id.0 as usize];
         (seat.turned, seat.over) = (false, false);
@@ -183,10 +191,12 @@ impl Seats {
         steps.push(Command::SetState(id, MarketState::Auction));
         self.phase(id, at, rules.auction_ms, MarketState::Open);
         let epochs = self.by_pool.get(&epoch.pool);
-        let after = epochs.into_iter().flat_map(|epochs| epochs.range(epoch.height + 1..));
+        let after =
+            epochs.into_iter().flat_map(|epochs| epochs.range((Excluded(epoch.height), Unbounded)));
         for id in after.map(|(_, id)| *id).collect::<Vec<_>>() {
             self.close(id, steps);
         }
+        self.turn_before(epoch, at, rules, steps);
     }
 
     /// Closes a market. It takes an event that says its epoch is open to open it

@@ -1,6 +1,8 @@
 //! Priority, fills, times in force, and who does not match whom.
 
-use hashpit_exchange::engine::{Command, EndReason, Event, Limits, MarketRules, PayMask, Refusal};
+use hashpit_exchange::engine::{
+    Command, EndReason, Event, Limits, MarketId, MarketRules, Order, PayMask, Refusal,
+};
 use hashpit_nips::eh04::{SelfTrade, Side, TimeInForce};
 use hashpit_nips::{Lots, Millis, Msats, Price};
 
@@ -83,7 +85,7 @@ fn post_only_is_refused_where_it_would_match() {
     assert_eq!(refusal(&house.place(order)), Refusal::WouldMatch);
     // Its own offer counts, and stays.
     for self_trade in [SelfTrade::CancelNew, SelfTrade::CancelOld] {
-        let own = hashpit_exchange::engine::Order { trader: trader(1), self_trade, ..order };
+        let own = Order { trader: trader(1), self_trade, ..order };
         assert_eq!(refusal(&house.place(own)), Refusal::WouldMatch);
     }
     assert_eq!(house.book(Side::Sell), [(1, 5)]);
@@ -173,6 +175,9 @@ fn its_own_offer_that_it_could_not_match_is_passed_by() {
     assert_eq!(house.book(Side::Sell), [(1, 5)]);
 }
 
+/// Makes an order that cannot be.
+type Spoil = fn(&mut Order);
+
 #[test]
 fn orders_that_cannot_be_are_refused_with_what_to_do() {
     let rules = MarketRules {
@@ -185,24 +190,24 @@ fn orders_that_cannot_be_are_refused_with_what_to_do() {
     let good = buy(1, 1, 10, 5);
     let range = Refusal::Lots { min: Lots::new(2), max: Lots::new(9) };
     let tick = Refusal::Price { tick: Price::new(5) };
-    let cases: [(&str, Refusal, fn(&mut hashpit_exchange::engine::Order)); 10] = [
-        ("invalid", range, |o| o.lots = Lots::new(1)),
-        ("invalid", range, |o| o.lots = Lots::new(10)),
-        ("invalid", tick, |o| o.price = Some(Price::new(11))),
-        ("invalid", tick, |o| o.price = Some(Price::ZERO)),
-        ("invalid", Refusal::Value, |o| o.price = Some(Price::new(u64::MAX))),
-        ("invalid", Refusal::FillSizes, |o| o.min = Lots::ZERO),
-        ("invalid", Refusal::FillSizes, |o| (o.min, o.max) = (Lots::new(3), Lots::new(2))),
-        ("invalid", Refusal::NoPayment, |o| o.pay = PayMask(0)),
-        ("invalid", Refusal::Expired, |o| o.expires = Some(Millis::new(1_000))),
-        ("invalid", Refusal::UnknownMarket, |o| o.market = hashpit_exchange::engine::MarketId(1)),
+    let cases: [(Refusal, Spoil); 10] = [
+        (range, |o| o.lots = Lots::new(1)),
+        (range, |o| o.lots = Lots::new(10)),
+        (tick, |o| o.price = Some(Price::new(11))),
+        (tick, |o| o.price = Some(Price::ZERO)),
+        (Refusal::Value, |o| o.price = Some(Price::new(u64::MAX))),
+        (Refusal::FillSizes, |o| o.min = Lots::ZERO),
+        (Refusal::FillSizes, |o| (o.min, o.max) = (Lots::new(3), Lots::new(2))),
+        (Refusal::NoPayment, |o| o.pay = PayMask(0)),
+        (Refusal::Expired, |o| o.expires = Some(Millis::new(1_000))),
+        (Refusal::UnknownMarket, |o| o.market = MarketId(1)),
     ];
-    for (prefix, expected, spoil) in cases {
+    for (expected, spoil) in cases {
         let mut order = good;
         spoil(&mut order);
         let refusal = refusal(&house.place(order));
         assert_eq!(refusal, expected);
-        assert!(refusal.to_string().starts_with(&format!("{prefix}: ")), "{refusal}");
+        assert!(refusal.to_string().starts_with("invalid: "), "{refusal}");
     }
     house.place(good);
     assert_eq!(refusal(&house.place(good)), Refusal::AddressTaken);

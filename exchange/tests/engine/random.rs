@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use hashpit_exchange::engine::{Command, Engine, Event, MarketId, Seq};
+use hashpit_exchange::engine::{Command, Engine, Event, MarketId, Seq, Standing};
 use hashpit_nips::eh04::Side;
 use hashpit_nips::{Millis, Price};
 
 use crate::dice::Dice;
-use crate::model::Model;
+use crate::house::trader;
+use crate::model::{Model, Open};
 
 /// Commands of one seed. A new house every so often keeps bad states apart.
 const COMMANDS: u64 = 2_000;
@@ -139,11 +140,7 @@ impl Pair {
         self.compare_traders();
     }
 
-    fn compare_offer(
-        &self,
-        standing: &hashpit_exchange::engine::Standing,
-        open: &crate::model::Open,
-    ) {
+    fn compare_offer(&self, standing: &Standing, open: &Open) {
         let order = &open.order;
         assert_eq!((standing.id, standing.seq), (order.id, open.seq));
         assert_eq!((standing.trader, standing.price), (order.trader, order.price.unwrap()));
@@ -156,7 +153,7 @@ impl Pair {
     }
 
     fn compare_traders(&self) {
-        for trader in (0..8).map(crate::house::trader) {
+        for trader in (0..8).map(trader) {
             let own: BTreeSet<_> = self.engine.offers_of(trader).map(|o| o.seq).collect();
             let expected = self.model.open.iter().filter(|o| o.order.trader == trader);
             let expected: BTreeSet<_> = expected.map(|o| o.seq).collect();

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hashpit_exchange::engine::{
-    Command, Engine, Event, Limits, MarketId, OfferId, Order, PayMask, Seq,
+    Command, Engine, Event, Limits, MarketId, MarketRules, OfferId, Order, PayMask, Seq,
 };
-use hashpit_nips::eh04::{MarketState, OnEpoch, TimeInForce};
+use hashpit_nips::eh04::{MarketState, OnEpoch, Side, TimeInForce};
 use hashpit_nips::{Lots, Millis, Price};
 
 use crate::dice::Dice;
@@ -83,7 +83,7 @@ fn more_ticks_of_the_clock_change_nothing() {
         assert_eq!(trades(&events), trades(&expected), "seed {seed}");
         assert_eq!(ends(&events), ends(&expected), "seed {seed}");
         for market in (0..plain.markets()).map(MarketId) {
-            for side in [hashpit_nips::eh04::Side::Buy, hashpit_nips::eh04::Side::Sell] {
+            for side in [Side::Buy, Side::Sell] {
                 assert!(engine.levels(market, side).eq(plain.levels(market, side)), "seed {seed}");
             }
         }
@@ -199,10 +199,7 @@ fn the_digest_differs_by_priority_fills_state_and_rules() {
     note(&house);
     house.set(MarketState::Halted);
     note(&house);
-    house.send(Command::SetRules(
-        MARKET,
-        hashpit_exchange::engine::MarketRules { taker_fee_ppm: 1, ..RULES },
-    ));
+    house.send(Command::SetRules(MARKET, MarketRules { taker_fee_ppm: 1, ..RULES }));
     note(&house);
     let mut other_way = House::new();
     other_way.place(buy(2, 1, 10, 5));

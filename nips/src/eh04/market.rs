@@ -1,7 +1,5 @@
 //! Kinds 38481 and 38482: the terms under which an exchange trades.
 
-use std::collections::HashSet;
-
 use cashu::MintUrl;
 use nostr::{Event, EventBuilder, PublicKey, RelayUrl, Tag, TagKind};
 use serde::{Deserialize, Serialize};
@@ -10,9 +8,6 @@ use super::offer::{MAX_WAYS, way};
 use super::{DecodeError, MarketState, Way};
 use crate::tag::{self, all, decimal, expect_kind, integer, optional, parsed, required};
 use crate::{EpochId, HashUnits, Lots, Millis, Price, kind};
-
-/// Parts per million of the whole.
-const MILLION: u32 = 1_000_000;
 
 /// A way of payment, and where its mint answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +68,41 @@ pub struct Rules {
     pub auction_ms: u32,
 }
 
+impl Rules {
+    /// Whether an exchange can keep these rules at all; what is wrong, if not.
+    ///
+    /// Within them lots, units and fees are reckoned without overflow.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let most = u64::from(u32::MAX);
+        let mut ways: Vec<&Way> = self.pay.iter().map(|payment| &payment.way).collect();
+        ways.sort();
+        ways.dedup();
+        if self.lot == HashUnits::ZERO || self.lot.get() > most {
+            Err(("lot", "must be 1 to 4294967295"))
+        } else if self.tick == Price::ZERO {
+            Err(("tick", "must be 1 or more"))
+        } else if self.min_lots == Lots::ZERO || self.min_lots > self.max_lots {
+            Err(("min_lots", "must be 1 or more, and not more than max_lots"))
+        } else if self.maker_fee_ppm > 1_000_000 || self.taker_fee_ppm > 1_000_000 {
+            Err(("maker_fee_ppm", "fees must be 1000000 or less"))
+        } else if ways.is_empty() || ways.len() > MAX_WAYS || ways.len() < self.pay.len() {
+            Err(("pay", "name 1 to 32 ways of payment, each once"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Reads rules from an event's content.
+    pub(crate) fn decode(content: &str) -> Result<Self, DecodeError> {
+        let rules: Self = serde_json::from_str(content)
+            .map_err(|error| DecodeError::Content(error.to_string()))?;
+        match rules.check() {
+            Ok(()) => Ok(rules),
+            Err((rule, why)) => Err(DecodeError::Content(format!("{rule} {why}"))),
+        }
+    }
+}
+
 impl Default for Rules {
     fn default() -> Self {
         Self {
@@ -97,32 +127,6 @@ impl Default for Rules {
             halt_ms: 5_000,
             auction_ms: 30_000,
         }
-    }
-}
-
-impl Rules {
-    /// These rules, if a market can be held by them.
-    ///
-    /// Errors say which rule it is that cannot be.
-    pub fn checked(self) -> Result<Self, DecodeError> {
-        let ways: HashSet<Way> = self.pay.iter().map(|payment| payment.way).collect();
-        let wrong = if !(1..=u64::from(u32::MAX)).contains(&self.lot.get()) {
-            // So that the units of any number of lots fit into 64 bits.
-            "lot must be 1 to 4294967295"
-        } else if self.tick == Price::ZERO {
-            "tick must be 1 or more"
-        } else if self.min_lots == Lots::ZERO || self.min_lots > self.max_lots {
-            "min_lots must be 1 or more, and not above max_lots"
-        } else if self.maker_fee_ppm > MILLION || self.taker_fee_ppm > MILLION {
-            "a fee is at most 1000000 parts per million"
-        } else if self.pay.is_empty() || self.pay.len() > MAX_WAYS {
-            "pay must list 1 to 32 ways"
-        } else if ways.len() < self.pay.len() {
-            "pay lists a way twice"
-        } else {
-            return Ok(self);
-        };
-        Err(DecodeError::Contradiction(wrong))
     }
 }
 
@@ -168,9 +172,7 @@ impl ExchangeInfo {
             pools: all(event, "p")
                 .map(|values| tag::key("p", values.first().map(String::as_str).unwrap_or_default()))
                 .collect::<Result<_, _>>()?,
-            rules: serde_json::from_str::<Rules>(&event.content)
-                .map_err(|error| DecodeError::Content(error.to_string()))?
-                .checked()?,
+            rules: Rules::decode(&event.content)?,
         })
     }
 }

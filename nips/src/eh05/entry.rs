@@ -133,10 +133,7 @@ impl Entry {
         let content = |error: &dyn std::fmt::Display| DecodeError::Content(error.to_string());
         let inner = || Event::from_json(&event.content).map(Box::new).map_err(|e| content(&e));
         let subject = match required(event, "act")? {
-            "rules" => {
-                let rules: Rules = serde_json::from_str(&event.content).map_err(|e| content(&e))?;
-                Subject::Rules(rules.checked()?)
-            }
+            "rules" => Subject::Rules(Rules::decode(&event.content)?),
             "epoch" => Subject::Epoch(inner()?),
             "trader" => Subject::Trader(inner()?),
             "time" if event.content.is_empty() => Subject::Time,

@@ -190,10 +190,10 @@ fn rules_that_no_market_can_be_held_by_are_refused() {
         ("tick", json!("0"), "tick"),
         ("min_lots", json!("0"), "min_lots"),
         ("max_lots", json!("0"), "max_lots"),
-        ("maker_fee_ppm", json!(1_000_001), "parts per million"),
-        ("taker_fee_ppm", json!(1_000_001), "parts per million"),
-        ("pay", json!([]), "1 to 32 ways"),
-        ("pay", json!([{"way": "nwc"}, {"way": "nwc"}]), "twice"),
+        ("maker_fee_ppm", json!(1_000_001), "fees must be 1000000"),
+        ("taker_fee_ppm", json!(1_000_001), "fees must be 1000000"),
+        ("pay", json!([]), "1 to 32 ways of payment"),
+        ("pay", json!([{"way": "nwc"}, {"way": "nwc"}]), "each once"),
         ("pay", json!([{"way": "paypal"}]), "content"),
         ("tax", json!(1), "unknown field"),
         // A string where JavaScript would lose digits, and only there.
@@ -214,7 +214,7 @@ fn rules_that_no_market_can_be_held_by_are_refused() {
         }
     }
     assert_eq!(serde_json::from_str::<Rules>("{}").unwrap(), Rules::default());
-    assert!(Rules::default().checked().is_ok());
+    assert!(Rules::default().check().is_ok());
 }
 
 #[test]

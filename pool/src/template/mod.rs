@@ -24,7 +24,7 @@ use stratum_apps::stratum_core::template_distribution_sv2::{
 use tokio::sync::watch;
 
 pub use embedded::{EmbeddedChain, EmbeddedConfig};
-pub use rules::{Bits, RuleError};
+pub use rules::{Bits, RuleError, subsidy};
 
 /// What miners work on now.
 #[derive(Debug, Clone)]

@@ -247,7 +247,7 @@ fn check_coinbase(coinbase: &Transaction, height: u32) -> Result<(), RuleError> 
 }
 
 /// New coins of the block at `height`.
-pub(super) fn subsidy(height: u32) -> Amount {
+pub fn subsidy(height: u32) -> Amount {
     let halvings = height / HALVING_INTERVAL;
     Amount::from_sat(Amount::from_int_btc(50).to_sat().checked_shr(halvings).unwrap_or(0))
 }

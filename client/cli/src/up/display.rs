@@ -12,6 +12,7 @@ use hashpit_client::miner;
 use hashpit_pool::Status;
 use nostr_sdk::{PublicKey, RelayUrl, ToBech32};
 
+use super::offering::Offered;
 use crate::wallet::short_unit;
 
 /// Without a terminal a line is printed at most this often.
@@ -81,6 +82,7 @@ impl Display {
         pool: &Status,
         miner: &miner::Progress,
         wallet: &Progress,
+        offered: &Offered,
     ) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let due = last.at.is_none_or(|at| elapsed.saturating_sub(at) >= PLAIN_INTERVAL);
@@ -89,7 +91,7 @@ impl Display {
             return;
         }
         *last = Last { at: Some(elapsed), had_ehash: wallet.received.get() > 0 };
-        let line = line(elapsed, pool, miner, wallet);
+        let line = line(elapsed, pool, miner, wallet) + &offer(offered);
         if self.terminal {
             // Overwrite the line; a broken terminal is no reason to stop.
             let _ = write!(stderr(), "\r\x1b[2K{line}");
@@ -122,4 +124,9 @@ fn line(elapsed: Duration, pool: &Status, miner: &miner::Progress, wallet: &Prog
         wallet.received,
         pool.height,
     )
+}
+
+fn offer(offered: &Offered) -> String {
+    let offer = offered.offer.as_ref();
+    offer.map(|offer| format!("  on offer {} lots", offer.lots)).unwrap_or_default()
 }
