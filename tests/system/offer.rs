@@ -121,7 +121,7 @@ async fn an_offer_is_made_changed_listed_and_cancelled() {
     let amend = ["offer", "amend", &id[..4], "--price", "12500", "--json"];
     let (amended, event) = desk.send(&amend, Outcome::Accepted).await;
     let amended: Value = serde_json::from_str(&stdout(amended)).unwrap();
-    assert_eq!((&amended["id"], &amended["seq"]), (&json!(id), &json!(1)));
+    assert_eq!((&amended["id"], &amended["seq"]), (&json!(id), &json!(2)));
     let terms = Offer::decode(&event).unwrap().terms.unwrap();
     assert_eq!((terms.price, terms.lots), (Some(Price::new(12_500)), Lots::new(10)));
 

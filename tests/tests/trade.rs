@@ -79,7 +79,7 @@ async fn an_offer_is_made_filled_amended_and_cancelled() {
     });
     let answer = answer.unwrap();
     assert!(offer.id.check_pow(ScriptedExchange::POW_BITS));
-    assert_eq!((answer.event, answer.seq, answer.outcome), (offer.id, 0, Outcome::Accepted));
+    assert_eq!((answer.event, answer.seq, answer.outcome), (offer.id, 1, Outcome::Accepted));
     assert_eq!(answer.matches.len(), 1);
     assert_eq!(Offer::decode(&offer).unwrap().terms, Some(sell(10)));
 

@@ -313,7 +313,9 @@ impl Log {
     fn amend_in_place(&mut self, now: Timestamp) {
         for (event, offer, at) in std::mem::take(&mut self.deferred) {
             let told = Timestamp::from(at.1.get() / 1000) + DEFERRED;
-            if offer.prev.is_some() && told < now {
+            let known = self.offers.get(&offer.d).filter(|known| known.is_live());
+            let stands = known.is_some_and(|known| offer.prev == Some(known.event));
+            if stands && told < now {
                 self.offer(at, &event, offer, &Outcome::Accepted);
             }
         }

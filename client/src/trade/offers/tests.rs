@@ -135,6 +135,21 @@ fn what_was_deferred_counts_once_it_is_carried_out() {
 }
 
 #[test]
+fn an_amendment_in_its_place_is_told_by_silence() {
+    let mut desk = Desk::new();
+    let first = desk.taken("a", sell(3));
+    let fewer = desk.offer("a", Some(first.id), Some(sell(2)));
+    desk.told(&fewer, Outcome::Deferred, vec![]);
+    let lots = |now| desk.offers_at(now, &[])[0].terms.lots;
+    // Entered a second after noon; by then anything else would have been told.
+    let told = NOON + 1 + DEFERRED.as_secs();
+    assert_eq!([told, told + 1].map(lots), [Lots::new(3), Lots::new(2)]);
+    let cancel = desk.offer("a", None, None);
+    desk.told(&cancel, Outcome::Deferred, vec![]);
+    assert_eq!(desk.standing("a"), Standing::Over(End::Canceled));
+}
+
+#[test]
 fn time_ends_offers_without_a_word() {
     let mut desk = Desk::new();
     let expires = Some(Timestamp::from(NOON + 50));
