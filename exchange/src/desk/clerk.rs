@@ -80,6 +80,7 @@ impl Clerk {
                     while self.waiting.len() < MAX_BATCH
                         && let Ok(request) = requests.try_recv()
                     {
+                        self.pass_time();
                         self.serve(request);
                     }
                 }

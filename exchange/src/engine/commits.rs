@@ -205,7 +205,9 @@ impl Engine {
     fn forget_waiting(&mut self, trader: Trader, market: MarketId, seq: Seq) {
         let number = self.traders.find(trader).expect("who waits is known");
         let waiting = &mut self.traders.entry_mut(number).waiting;
-        waiting.retain(|own| (own.seq, own.market) != (seq, market));
+        if let Some(at) = waiting.iter().position(|own| (own.seq, own.market) == (seq, market)) {
+            waiting.remove(at);
+        }
         self.traders.forget_idle(number);
     }
 

@@ -22,9 +22,10 @@ impl State {
             engine::Event::Accepted { seq, .. } => {
                 self.late(seq, Outcome::Accepted, all);
             }
-            engine::Event::Refused { seq, refusal, .. } => {
+            engine::Event::Refused { seq, id, refusal } => {
                 let refused = Outcome::Refused(refusal.to_string());
-                if !self.late(seq, refused.clone(), all) && self.subject.is_some() {
+                let own = seq == self.next || id.map(event_id) == self.subject;
+                if !self.late(seq, refused.clone(), all) && self.subject.is_some() && own {
                     all.outcome = Some(refused);
                 }
             }
