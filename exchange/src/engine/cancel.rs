@@ -52,17 +52,43 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends a trader's offers in all markets; where a commit waits, behind it.
-    pub(super) fn cancel_everywhere(&mut self, seq: Seq, trader: Trader) {
-        let at_once = |slot: &Slot| !self.deferring.contains(&self.offers[*slot].market);
-        let slots = self.slots_of(trader).filter(at_once).collect();
+    /// Ends a trader's offers, in one market or in all. What of them waits behind a
+    /// commit is ended in its turn.
+    pub(super) fn cancel_offers(
+        &mut self,
+        seq: Seq,
+        trader: Trader,
+        market: Option<MarketId>,
+    ) -> Result<(), Refusal> {
+        if let Some(market) = market
+            && self.markets[self.known(market)?.index()].state == MarketState::Closed
+        {
+            return Err(Refusal::Closed);
+        }
+        let here = |slot: &Slot| market.is_none_or(|market| self.offers[*slot].market == market);
+        let slots = self.slots_of(trader).filter(here).collect();
         self.end_all(slots, EndReason::Cancelled);
-        let deferring: Vec<_> = self.deferring.iter().copied().collect();
-        for market in deferring {
+        let waits = |at: &MarketId| market.is_none_or(|market| market == *at);
+        let waiting = self.deferring.iter().copied().filter(waits);
+        let waiting: Vec<_> = waiting.filter(|at| self.offers_wait_in(trader, *at)).collect();
+        for market in waiting {
             let part = Command::CancelAll { trader, market: Some(market) };
             if let Err(refusal) = self.defer(seq, market, part) {
                 self.emit(Event::Refused { seq, id: None, refusal });
             }
+        }
+        Ok(())
+    }
+
+    /// Whether a command ends an offer that stands. Such a one waits for no commit:
+    /// nobody should be held to a price because of another's secret.
+    pub(super) fn ends_what_stands(&self, command: &Command) -> bool {
+        match command {
+            Command::Cancel { address, .. } => self.offers.at(*address).is_some(),
+            Command::CancelById { trader, id } => {
+                self.slots_of(*trader).any(|slot| self.offers[slot].id == *id)
+            }
+            _ => false,
         }
     }
 

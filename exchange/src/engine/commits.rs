@@ -217,6 +217,12 @@ impl Engine {
         waiting.iter().filter(|own| own.commit == commits).count()
     }
 
+    /// Whether offers or amendments of a trader wait in a market.
+    pub(super) fn offers_wait_in(&self, trader: Trader, market: MarketId) -> bool {
+        let waiting = self.traders.get(trader).map_or(&[][..], |entry| &entry.waiting);
+        waiting.iter().any(|own| own.market == market && own.offer.is_some())
+    }
+
     /// The market where a trader's command waits that will place or amend such
     /// an offer.
     pub(super) fn waits_in(

@@ -169,15 +169,12 @@ impl Engine {
             Command::TurnEpoch(market) => self.turn_epoch(market),
             Command::Alive { trader, until } => self.set_alive(seq, trader, until),
             Command::Commit { trader, market, id } => self.commit(seq, trader, market, id),
-            Command::CancelAll { trader, market: None } => {
-                self.cancel_everywhere(seq, trader);
-                Ok(())
-            }
+            Command::CancelAll { trader, market } => self.cancel_offers(seq, trader, market),
             Command::Time => Ok(()),
             Command::Place(order) if self.show(&order) => Ok(()),
             command => {
                 let market = self.market_of(&command)?;
-                if self.deferring.contains(&market) {
+                if self.deferring.contains(&market) && !self.ends_what_stands(&command) {
                     return self.defer(seq, market, command);
                 }
                 self.act(seq, market, command)
@@ -201,7 +198,6 @@ impl Engine {
     fn market_of(&self, command: &Command) -> Result<MarketId, Refusal> {
         match command {
             Command::Place(order) | Command::Amend { order, .. } => self.known(order.market),
-            Command::CancelAll { market: Some(market), .. } => self.known(*market),
             Command::Cancel { trader, address, .. } => {
                 let standing = self.offers.at(*address).map(|slot| self.offers[slot].market);
                 let waiting = || self.waits_in(*trader, |offer| offer.0 == *address);

@@ -94,11 +94,6 @@ impl Offer {
         (self.expires != NEVER).then_some(self.expires)
     }
 
-    /// All of its lots.
-    pub fn lots(&self) -> Lots {
-        self.filled.checked_add(self.left).expect("filled and left make an order's lots")
-    }
-
     /// Counts a fill. A fill never exceeds its order.
     pub fn fill(&mut self, lots: Lots) {
         self.left = self.left.checked_sub(lots).expect("a fill never exceeds its order");

@@ -7,7 +7,7 @@ use super::command::{MarketId, OfferId, Order, PayMask, Seq};
 use super::event::{EndReason, Event, Leg, Match};
 use super::market::takes_at_once;
 use super::offers::{Chain, Offer, Slot};
-use super::plan::{Plan, Step};
+use super::plan::{Plan, Step, Terms};
 use super::refusal::Refusal;
 use super::{Deadline, Due, Engine};
 
@@ -52,9 +52,10 @@ impl Engine {
         if (old.market, old.side) != (order.market, order.side) {
             return Err(Refusal::OtherOffer);
         }
-        let keeps_place =
-            order.price == Some(old.price) && order.lots <= old.lots() && !takes_at_once(order.tif);
         let filled = old.filled;
+        let left = order.lots.checked_sub(filled).unwrap_or_default();
+        let no_looser = Terms::of_order(order, left).is_no_looser_than(&Terms::of(old));
+        let keeps_place = order.price == Some(old.price) && no_looser && !takes_at_once(order.tif);
         if order.lots <= filled {
             self.end(slot, EndReason::Amended);
             self.accept(&Incoming { order, seq, filled: order.lots });

@@ -44,6 +44,16 @@ impl Terms {
         self.group.is_some() && self.group == other.group
     }
 
+    /// Whether all that fits the one fits the other: what changed from `old` lets
+    /// nothing match that did not match before.
+    pub fn is_no_looser_than(&self, old: &Self) -> bool {
+        self.left <= old.left
+            && self.smallest() >= old.smallest()
+            && self.max <= old.max
+            && self.pay.common(old.pay) == self.pay
+            && self.group == old.group
+    }
+
     fn smallest(&self) -> Lots {
         self.min.min(self.left)
     }

@@ -45,6 +45,16 @@ pub struct Standing {
 }
 
 impl Engine {
+    /// Whether an offer of a trader waits behind a commit to stand at an address.
+    pub fn waits_at(&self, trader: Trader, address: Address) -> bool {
+        self.waits_in(trader, |offer| offer.0 == address).is_some()
+    }
+
+    /// Whether an offer that this event makes waits behind a commit.
+    pub fn waits_for(&self, trader: Trader, id: OfferId) -> bool {
+        self.waits_in(trader, |offer| offer.1 == id).is_some()
+    }
+
     /// How many markets were opened.
     pub fn markets(&self) -> u32 {
         u32::try_from(self.markets.len()).expect("fewer than 2^32 markets")

@@ -131,10 +131,20 @@ fn too_fast(at: Millis) -> String {
     )
 }
 
-/// Bytes that an event takes in an entry, roughly: without counting quotes.
+/// Bytes that an event takes in an entry, at least: quotes count double there, and
+/// control characters up to seven times.
 fn size(event: &Event) -> usize {
     let tags = event.tags.iter().flat_map(|tag| tag.as_slice().iter());
-    event.content.len() + tags.map(|text| text.len() + 3).sum::<usize>()
+    escaped(&event.content) + tags.map(|text| escaped(text) + 5).sum::<usize>()
+}
+
+fn escaped(text: &str) -> usize {
+    let byte = |byte: u8| match byte {
+        b'"' | b'\\' => 4,
+        0..32 => 7,
+        _ => 1,
+    };
+    text.bytes().map(byte).sum()
 }
 
 #[cfg(test)]

@@ -8,9 +8,6 @@ use nostr::{EventBuilder, EventId, PublicKey};
 use super::{Consequences, State};
 use crate::engine::{self, EndReason, MarketId, OfferId, Trader};
 
-/// Deferred events whose outcome is still to be told.
-const MAX_DEFERRED: usize = 100_000;
-
 impl State {
     /// Adds what the engine said to what an entry brings about.
     pub(super) fn sort(&mut self, at: Millis, event: engine::Event, all: &mut Consequences) {
@@ -19,27 +16,27 @@ impl State {
                 self.market_changed(market, MarketState::Open, all);
             }
             engine::Event::State(market, state) => self.market_changed(market, state, all),
-            engine::Event::Accepted { seq, .. } => {
-                self.late(seq, Outcome::Accepted, all);
+            engine::Event::Accepted { id, .. } => {
+                self.done |= self.subject == Some(event_id(id));
+                self.late(event_id(id), Outcome::Accepted, all);
             }
             engine::Event::Refused { seq, id, refusal } => {
+                let id = id.map(event_id);
                 let refused = Outcome::Refused(refusal.to_string());
-                let own = seq == self.next || id.map(event_id) == self.subject;
-                if !self.late(seq, refused.clone(), all) && self.subject.is_some() && own {
+                let own = seq == self.next || id == self.subject;
+                if self.subject.is_some() && own {
                     all.outcome = Some(refused);
+                } else if let Some(id) = id {
+                    self.late(id, refused, all);
                 }
             }
-            engine::Event::Deferred { seq, .. } => {
+            engine::Event::Deferred { id, .. } => {
                 all.outcome = Some(Outcome::Deferred);
-                if let Some(subject) = self.subject {
-                    self.deferred.insert(seq, subject);
-                }
-                if self.deferred.len() > MAX_DEFERRED {
-                    self.deferred.pop_first();
-                }
+                self.deferred.extend(self.subject.filter(|of| id.map(event_id) == Some(*of)));
             }
             engine::Event::Matched(matched) => self.matched(at, &matched, all),
             engine::Event::Ended { id, reason, .. } => {
+                self.done |= reason == EndReason::Cancelled;
                 all.effects.extend(why(reason).map(|why| Effect::Ended(event_id(id), why)));
             }
             depth @ engine::Event::Depth { .. } => all.depth.push(depth),
@@ -53,12 +50,11 @@ impl State {
         }
     }
 
-    /// Tells the outcome of a deferred event; false if it was none.
-    fn late(&mut self, seq: u64, outcome: Outcome, all: &mut Consequences) -> bool {
-        let event = if seq == self.next { None } else { self.deferred.remove(&seq) };
-        let Some(event) = event.filter(|event| Some(*event) != self.subject) else { return false };
-        all.effects.push(Effect::Late(event, outcome));
-        true
+    /// Tells the outcome of an offer, if it was deferred by an earlier entry.
+    fn late(&mut self, offer: EventId, outcome: Outcome, all: &mut Consequences) {
+        if self.deferred.remove(&offer) && Some(offer) != self.subject {
+            all.effects.push(Effect::Late(offer, outcome));
+        }
     }
 
     fn market_changed(&mut self, market: MarketId, state: MarketState, all: &mut Consequences) {

@@ -10,7 +10,7 @@ mod markets;
 mod trader;
 mod trades;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use hashpit_nips::Millis;
 use hashpit_nips::eh01::EpochKeyset;
@@ -41,8 +41,10 @@ pub struct State {
     at: Millis,
     /// The event that is being carried out.
     subject: Option<EventId>,
-    /// Deferred events, by the sequence of their entry.
-    deferred: BTreeMap<u64, EventId>,
+    /// Offers that wait behind a commit.
+    deferred: BTreeSet<EventId>,
+    /// Whether the command that runs has changed anything.
+    done: bool,
     /// What the engine says, before it is sorted.
     said: Vec<engine::Event>,
 }
@@ -96,7 +98,8 @@ impl State {
             next: 0,
             at: Millis::ZERO,
             subject: None,
-            deferred: BTreeMap::new(),
+            deferred: BTreeSet::new(),
+            done: false,
             said: Vec::new(),
         }
     }

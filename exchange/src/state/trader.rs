@@ -50,9 +50,7 @@ impl super::State {
             Wish::Invalid(reason) => all.outcome = Some(Outcome::Refused(reason)),
             Wish::Book(commands) => {
                 self.subject = Some(event.id);
-                for command in commands {
-                    self.run(at, command, all);
-                }
+                all.outcome = self.carry_out(at, commands, all);
                 self.subject = None;
             }
             Wish::Commit(command) => {
@@ -73,6 +71,30 @@ impl super::State {
                 }
             }
         }
+    }
+
+    /// Runs the commands of one event. It is refused only if none of them did
+    /// anything.
+    fn carry_out(
+        &mut self,
+        at: Millis,
+        commands: Vec<Command>,
+        all: &mut super::Consequences,
+    ) -> Option<Outcome> {
+        let mut outcomes = Vec::new();
+        for command in commands {
+            self.done = false;
+            self.run(at, command, all);
+            let outcome = all.outcome.take().unwrap_or(Outcome::Accepted);
+            let in_part = self.done && matches!(outcome, Outcome::Refused(_));
+            outcomes.push(if in_part { Outcome::Accepted } else { outcome });
+        }
+        let weight = |outcome: &Outcome| match outcome {
+            Outcome::Accepted => 0,
+            Outcome::Deferred => 1,
+            Outcome::Refused(_) => 2,
+        };
+        outcomes.into_iter().min_by_key(weight)
     }
 
     /// What an event asks for, and whether it has to be signed now.
@@ -178,20 +200,30 @@ impl super::State {
                 [name, at, ..] if name == "a" => {
                     let Some(d) = at.strip_prefix(&prefix) else { continue };
                     let address = address(event, d);
-                    if self.engine.offer(address).is_some() {
+                    if self.engine.offer(address).is_some() || self.engine.waits_at(trader, address)
+                    {
                         commands.push(Command::Cancel { trader, address, prev: None });
                     }
                 }
                 [name, id, ..] if name == "e" => {
                     let Ok(id) = id.parse::<EventId>() else { continue };
                     let id = OfferId(id.to_bytes());
-                    if self.engine.offers_of(trader).any(|offer| offer.id == id) {
+                    let named = self.engine.offers_of(trader).find(|offer| offer.id == id);
+                    if let Some(address) = named.map(|offer| offer.address) {
+                        commands.push(Command::Cancel { trader, address, prev: None });
+                    } else if self.engine.waits_for(trader, id) {
                         commands.push(Command::CancelById { trader, id });
                     }
                 }
                 _ => {}
             }
         }
+        let mut seen = Vec::new();
+        commands.retain(|command| {
+            let new = !seen.contains(command);
+            seen.extend(new.then(|| command.clone()));
+            new
+        });
         if commands.is_empty() { Err("it deletes nothing that stands here") } else { Ok(commands) }
     }
 }

@@ -81,20 +81,35 @@ fn a_commit_comes_before_all_that_came_after_it() {
     house.place(sell(1, 1, 10, 5));
     house.commit(2, 20);
     let commit_seq = house.seq;
-    // The maker cancels, and another buyer comes: both too late.
-    let cancel = house.send(Command::CancelById { trader: trader(1), id: id(1) });
-    assert!(matches!(cancel[..], [Event::Deferred { .. }]));
+    // Another buyer comes, too late.
     assert!(matches!(house.place(buy(3, 3, 10, 5))[..], [Event::Deferred { .. }]));
     assert_eq!(house.book(Side::Sell), [(1, 5)]);
     let events = house.place(buy(20, 2, 10, 7));
     assert_eq!(fills(&events), [(id(1), 10, 5)]);
     assert_eq!(matches(&events)[0].taker.seq, commit_seq);
-    assert!(events.iter().any(|e| {
-        matches!(e, Event::Refused { refusal: Refusal::UnknownOffer, seq, .. } if *seq == commit_seq + 1)
-    }));
     assert_eq!(house.book(Side::Buy), [(20, 2), (3, 5)]);
     assert_eq!(house.engine.deferred_in(MARKET), 0);
     assert_eq!(house.engine.next_deadline(), None);
+}
+
+#[test]
+fn what_stands_is_cancelled_at_once_and_what_waits_in_its_turn() {
+    let mut house = House::new();
+    house.place(sell(1, 1, 10, 5));
+    house.place(sell(2, 1, 10, 5));
+    house.place(sell(3, 3, 11, 5));
+    house.commit(2, 20);
+    house.place(sell(4, 1, 9, 5));
+    let cancel = |number| Command::CancelById { trader: trader(1), id: id(number) };
+    assert_eq!(ends(&house.send(cancel(1))), [(id(1), EndReason::Cancelled)]);
+    assert!(matches!(house.send(cancel(4))[..], [Event::Deferred { .. }]));
+    let all = house.send(Command::CancelAll { trader: trader(1), market: None });
+    assert_eq!(ends(&all), [(id(2), EndReason::Cancelled)]);
+    assert!(all.iter().any(|event| matches!(event, Event::Deferred { .. })), "one still waits");
+    let shown = house.place(buy(20, 2, 11, 7));
+    assert_eq!(fills(&shown), [(id(3), 11, 5), (id(20), 11, 2)]);
+    assert_eq!(house.book(Side::Sell), [], "the rest of it was cancelled in its turn");
+    assert_eq!(house.engine.deferred_in(MARKET), 0);
 }
 
 #[test]
@@ -190,9 +205,9 @@ fn every_limit_says_what_it_is() {
     house.place(buy(3, 2, 10, 5));
     assert_eq!(refusal(&house.place(buy(4, 3, 10, 5))), Refusal::OffersOfMarket { limit: 3 });
     house.commit(4, 40);
-    house.send(Command::CancelById { trader: trader(1), id: id(1) });
-    let cancel = Command::CancelById { trader: trader(1), id: id(2) };
-    assert_eq!(refusal(&house.send(cancel)), Refusal::DeferredOfTrader { limit: 1 });
+    house.place(buy(7, 1, 10, 5));
+    let of_trader_behind = refusal(&house.place(buy(8, 1, 10, 5)));
+    assert_eq!(of_trader_behind, Refusal::DeferredOfTrader { limit: 1 });
     house.place(buy(5, 5, 10, 5));
     assert_eq!(refusal(&house.place(buy(6, 6, 10, 5))), Refusal::DeferredOfMarket);
     for refusal in [of_trader, Refusal::DeferredOfTrader { limit: 1 }, Refusal::DeferredOfMarket] {

@@ -123,7 +123,7 @@ impl Default for Rules {
             reveal_ms: 2_000,
             deferred_per_market: 10_000,
             deferred_per_trader: 100,
-            makers_per_offer: 10_000,
+            makers_per_offer: 100_000,
             halt_ms: 5_000,
             auction_ms: 30_000,
         }

@@ -97,8 +97,15 @@ impl Model {
             self.tell_end(&order, 0, EndReason::Filled);
             return Ok(());
         }
-        let same_price = order.price == old.order.price;
-        if same_price && order.lots <= old.order.lots && !at_once(order.tif) {
+        let (was, now) = (old.left(), order.lots.get() - old.filled);
+        let smallest = |min: Lots, left: u32| min.get().min(left);
+        let stays = order.price == old.order.price
+            && now <= was
+            && smallest(order.min, now) >= smallest(old.order.min, was)
+            && order.max <= old.order.max
+            && order.pay.0 & !old.order.pay.0 == 0
+            && order.group == old.order.group;
+        if stays && !at_once(order.tif) {
             self.tell_end(&old.order, old.left(), EndReason::Amended);
             self.open[index].order = order;
             let left = self.open[index].left();

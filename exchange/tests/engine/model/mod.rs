@@ -190,7 +190,7 @@ impl Model {
                 self.events.push(Event::Alive { trader, until });
             }
             Command::Commit { trader, market, id } => self.commit(seq, trader, market, id)?,
-            Command::CancelAll { trader, market: None } => self.cancel_everywhere(seq, trader),
+            Command::CancelAll { trader, market } => self.cancel_offers(seq, trader, market)?,
             command => return self.defer_or_act(seq, command),
         }
         Ok(())
@@ -223,16 +223,27 @@ impl Model {
         Ok(())
     }
 
-    fn cancel_everywhere(&mut self, seq: Seq, trader: Trader) {
-        let waits: Vec<bool> = self.markets.iter().map(|m| !m.queue.is_empty()).collect();
+    fn cancel_offers(&mut self, seq: Seq, trader: Trader, market: Option<MarketId>) -> Verdict {
+        if let Some(market) = market
+            && self.markets[self.number(market)?].state == MarketState::Closed
+        {
+            return Err(Refusal::Closed);
+        }
+        let here = |at: MarketId| market.is_none_or(|market| market == at);
         self.end_where(EndReason::Cancelled, |open| {
-            open.order.trader == trader && !waits[open.order.market.0 as usize]
+            open.order.trader == trader && here(open.order.market)
         });
-        for number in (0..waits.len()).filter(|&number| waits[number]) {
-            let market = Some(MarketId(number as u32));
-            let verdict = self.defer(seq, number, Command::CancelAll { trader, market });
+        let own = |order: &Order| order.trader == trader && here(order.market);
+        let mut waiting: Vec<_> =
+            self.waiting_orders().filter(|(_, o)| own(o)).map(|(_, o)| o.market).collect();
+        waiting.sort();
+        waiting.dedup();
+        for market in waiting {
+            let part = Command::CancelAll { trader, market: Some(market) };
+            let verdict = self.defer(seq, market.0 as usize, part);
             self.note(seq, None, verdict);
         }
+        Ok(())
     }
 
     fn defer_or_act(&mut self, seq: Seq, command: Command) -> Verdict {
@@ -242,7 +253,16 @@ impl Model {
             return Ok(());
         }
         let number = self.where_to(&command)?;
-        if self.markets[number].queue.is_empty() {
+        let ends = match &command {
+            Command::Cancel { address, .. } => {
+                self.open.iter().any(|open| open.order.address == *address)
+            }
+            Command::CancelById { trader, id } => {
+                self.open.iter().any(|open| (open.order.trader, open.order.id) == (*trader, *id))
+            }
+            _ => false,
+        };
+        if self.markets[number].queue.is_empty() || ends {
             self.act(number, seq, command)
         } else {
             self.defer(seq, number, command)
@@ -265,7 +285,6 @@ impl Model {
         };
         let market = match command {
             Command::Place(order) | Command::Amend { order, .. } => order.market,
-            Command::CancelAll { market, .. } => market.unwrap(),
             Command::Cancel { trader, address, .. } => named(*trader, Some(*address), None)?,
             Command::CancelById { trader, id } => named(*trader, None, Some(*id))?,
             other => panic!("{other:?}"),
