@@ -11,7 +11,8 @@ use futures_util::future::join_all;
 use hashpit_mailbox::{Mailbox, MailboxError};
 use hashpit_nips::kind;
 use nostr_sdk::{
-    Alphabet, Event, EventBuilder, EventId, Filter, Keys, PublicKey, RelayUrl, SingleLetterTag, Tag,
+    Alphabet, Event, EventId, Filter, Keys, PublicKey, RelayUrl, SingleLetterTag, Tag,
+    UnsignedEvent,
 };
 use tracing::{info, warn};
 
@@ -333,10 +334,11 @@ fn add(
             return Err(RecoveryError::Fork { seq, one: entry.id, other: other.id }.into());
         }
         let all = replay.entry(&entry).map_err(|fault| RecoveryError::Broken { seq, fault })?;
-        let sign = |event: EventBuilder| {
+        let sign = |event: UnsignedEvent| {
             event.sign_with_keys(keys).expect("a key that we hold signs any event")
         };
-        let record: Vec<Event> = std::iter::once(entry).chain(all.events().map(sign)).collect();
+        let record: Vec<Event> =
+            std::iter::once(entry).chain(all.events.into_iter().map(sign)).collect();
         records.push((seq, journal::encode(&record)));
     }
     Ok(journal.append(&records)?)

@@ -19,7 +19,7 @@ pub use evidence::Evidence;
 pub use fetch::{CollectError, Collected, collect};
 
 use crate::replay::{Fault, Replay};
-use crate::state::{Consequences, State, id_of};
+use crate::state::{Consequences, State};
 
 /// Seconds that an exchange has to give an event its entry.
 const GRACE_SECS: u64 = 120;
@@ -206,8 +206,7 @@ impl<'a> Auditor<'a> {
         self.report.settlements += all.settlements.len() as u64;
         let lots = all.matches.iter().map(|matched| u128::from(Lots::get(matched.lots)));
         self.report.lots += lots.sum::<u128>();
-        for event in all.events() {
-            let id = id_of(event, self.report.exchange);
+        for id in all.ids() {
             self.derived.insert(id);
             if !self.published.contains(&id) {
                 self.find(seq, Lie::Withheld(id));

@@ -141,11 +141,12 @@ impl Clerk {
 
     /// Makes a subject the next entry; durable only after [`Clerk::commit`].
     fn enter(&mut self, subject: Subject) -> Result<u64, &'static str> {
-        let (entry, all) = self.replay.next(self.now(), subject)?;
+        let (entry, mut all) = self.replay.next(self.now(), subject)?;
         let event = self.sign(entry.encode());
         self.replay.follow(event.id);
         let mut record = vec![event];
-        record.extend(all.events().map(|event| self.sign(event)));
+        let signed = all.events.drain(..).map(|event| event.sign_with_keys(&self.keys));
+        record.extend(signed.map(|event| event.expect("a key that we hold signs any event")));
         self.batch.push((entry.seq, journal::encode(&record)));
         let seq = entry.seq;
         self.changes.push((entry, all));

@@ -72,8 +72,7 @@ fn follow(replay: &mut Replay, decoded: Decoded) -> Result<(), DeskError> {
     let contradiction = |fault| DeskError::Contradiction { seq: decoded.seq, fault };
     let entry = decoded.entry.map_err(contradiction)?;
     let all = replay.decoded(decoded.id, decoded.author, entry).map_err(contradiction)?;
-    let derived = all.events();
-    if derived.map(|event| crate::state::id_of(event, decoded.author)).ne(decoded.rest) {
+    if all.ids().ne(decoded.rest) {
         let fault = Fault::NoPlace("its record holds other matches than follow from it");
         return Err(contradiction(fault));
     }

@@ -3,7 +3,7 @@
 use hashpit_nips::eh04::{MarketId as Address, MarketState};
 use hashpit_nips::eh05::{Effect, Leg, Match, Outcome};
 use hashpit_nips::{HashUnits, Millis, Msats};
-use nostr::{EventBuilder, EventId, PublicKey};
+use nostr::{EventId, PublicKey};
 
 use super::{Consequences, State};
 use crate::engine::{self, EndReason, MarketId, OfferId, Trader};
@@ -85,15 +85,10 @@ impl State {
             at,
         };
         let event = matched.encode().expect("the engine has multiplied price and lots");
-        self.trades.open(id_of(event, self.exchange), &matched);
+        let id = self.tell(event, all);
+        self.trades.open(id, &matched);
         all.matches.push(matched);
     }
-}
-
-/// The id that an event by this key will have.
-pub(crate) fn id_of(event: EventBuilder, author: PublicKey) -> EventId {
-    let mut unsigned = event.build(author);
-    unsigned.id()
 }
 
 fn event_id(id: OfferId) -> EventId {

@@ -16,12 +16,11 @@ use hashpit_nips::Millis;
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh04::{MarketState, Rules, Side};
 use hashpit_nips::eh05::{Book, Effect, Level, Match, Outcome, Settlement, Subject};
-use nostr::{Event, EventBuilder, EventId, PublicKey};
+use nostr::{Event, EventBuilder, EventId, PublicKey, UnsignedEvent};
 use sha2::{Digest, Sha256};
 
 use crate::engine::{self, Command, Engine, Limits};
 use admission::Gate;
-pub(crate) use events::id_of;
 pub(crate) use markets::Seats;
 use trades::Trades;
 
@@ -69,19 +68,17 @@ pub struct Consequences {
     pub matches: Vec<Match>,
     /// Matches that ended.
     pub settlements: Vec<Settlement>,
+    /// The events that tell matches and settlements, unsigned, in the order in
+    /// which a record holds them.
+    pub events: Vec<UnsignedEvent>,
     /// Levels that are not as they were: market, side, price, lots, offers.
     pub depth: Vec<engine::Event>,
 }
 
 impl Consequences {
-    /// The events that tell matches and settlements, unsigned, in the order in
-    /// which a record holds them.
-    pub fn events(&self) -> impl Iterator<Item = EventBuilder> {
-        let matches = self
-            .matches
-            .iter()
-            .map(|matched| matched.encode().expect("the engine has multiplied price and lots"));
-        matches.chain(self.settlements.iter().map(Settlement::encode))
+    /// The ids of the events that tell matches and settlements.
+    pub fn ids(&self) -> impl Iterator<Item = EventId> {
+        self.events.iter().map(|event| event.id.expect("it was reckoned when it was made"))
     }
 }
 
@@ -221,7 +218,23 @@ impl State {
         while let Some(command) = self.seats.take_phase(at, &self.rules) {
             self.run(at, command, all);
         }
-        all.settlements.extend(self.trades.advance(self.next, at));
+        for settled in self.trades.advance(self.next, at) {
+            self.settled(settled, all);
+        }
+    }
+
+    /// Adds what became of a match.
+    fn settled(&self, settled: Settlement, all: &mut Consequences) {
+        self.tell(settled.encode(), all);
+        all.settlements.push(settled);
+    }
+
+    /// Adds an event to what is published; its id.
+    fn tell(&self, event: EventBuilder, all: &mut Consequences) -> EventId {
+        let mut event = event.build(self.exchange);
+        let id = event.id();
+        all.events.push(event);
+        id
     }
 
     /// Has the engine carry out a command, and sorts what it says.

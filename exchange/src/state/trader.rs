@@ -66,7 +66,8 @@ impl super::State {
             }
             Wish::Step(of, step) => {
                 match self.trades.report((of, step), event.pubkey, self.next, at) {
-                    Ok(settled) => all.settlements.extend(settled),
+                    Ok(None) => {}
+                    Ok(Some(settled)) => self.settled(settled, all),
                     Err(reason) => all.outcome = Some(Outcome::Refused(reason.to_owned())),
                 }
             }
