@@ -13,6 +13,10 @@ use super::offers::{Chain, Slot};
 use super::place::Pair;
 use super::plan::{Terms, takes};
 
+/// Sellers that each buyer looks at, at most: every buyer of the market takes its
+/// turn at once, and offers that fit nothing must not hold up everybody.
+const SELLERS: u32 = 10_000;
+
 impl Engine {
     /// Trades all that can be traded at the clearing price.
     pub(super) fn uncross(&mut self, market: MarketId) {
@@ -31,7 +35,7 @@ impl Engine {
 
     /// Trades a buyer with the sellers in order. Who is served leaves.
     fn serve(&mut self, market: MarketId, price: Price, buyer: Slot, sellers: &mut [Option<Slot>]) {
-        let limit = self.limits.makers_per_order as usize;
+        let limit = self.limits.makers_per_order.min(SELLERS) as usize;
         for place in sellers.iter_mut().filter(|place| place.is_some()).take(limit) {
             let Some(seller) = *place else { continue };
             let (buys, sells) = (&self.offers[buyer], &self.offers[seller]);
