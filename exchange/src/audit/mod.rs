@@ -11,8 +11,8 @@ mod fetch;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use hashpit_nips::eh05::{Checkpoint, Entry, Outcome, Subject};
-use hashpit_nips::{EpochId, Lots};
+use hashpit_nips::eh05::{Checkpoint, Entry};
+use hashpit_nips::{EpochId, Lots, Millis};
 use nostr::{Event, EventId, PublicKey};
 
 pub use evidence::Evidence;
@@ -23,6 +23,10 @@ use crate::state::{Consequences, State, id_of};
 
 /// Seconds that an exchange has to give an event its entry.
 const GRACE_SECS: u64 = 120;
+
+/// Seconds that an event may have come in before the time that it is dated.
+/// Relays take none that is dated further off.
+const FUTURE_SECS: u64 = 900;
 
 /// What an audit has found.
 #[derive(Debug)]
@@ -123,8 +127,10 @@ struct Auditor<'a> {
     /// Those that follow from the journal.
     derived: HashSet<EventId>,
     checkpoints: BTreeMap<u64, Vec<(EventId, Checkpoint)>>,
-    /// Keys that were refused for their rate, by minute.
-    too_fast: HashSet<(PublicKey, u64)>,
+    /// Keys that were refused for their rate, and when that last was.
+    too_fast: HashMap<PublicKey, Millis>,
+    /// Seconds of each entry that was followed.
+    times: Vec<u64>,
     report: Report,
     /// Where following had to stop.
     broken: Option<u64>,
@@ -155,7 +161,8 @@ impl<'a> Auditor<'a> {
             published: evidence.consequences.keys().copied().collect(),
             derived: HashSet::new(),
             checkpoints,
-            too_fast: HashSet::new(),
+            too_fast: HashMap::new(),
+            times: Vec::new(),
             report,
             broken: None,
         }
@@ -189,13 +196,10 @@ impl<'a> Auditor<'a> {
         if entry.event().is_some_and(|inner| inner.verify().is_err()) {
             return Err(wrong(Fault::ForgedSubject));
         }
-        if let (Outcome::Refused(reason), Subject::Trader(inner)) = (&entry.outcome, &entry.subject)
-            && reason.starts_with("rate-limited:")
-        {
-            self.too_fast.insert((inner.pubkey, entry.at.get() / 60_000));
-        }
-        let (seq, author) = (entry.seq, event.pubkey);
+        let (seq, at, author) = (entry.seq, entry.at, event.pubkey);
         let all = self.replay.decoded(event.id, author, entry).map_err(wrong)?;
+        self.times.push(at.get() / 1000);
+        self.too_fast.extend(all.too_fast.map(|key| (key, at)));
         self.count(seq, &all);
         Ok(())
     }
@@ -274,7 +278,8 @@ impl<'a> Auditor<'a> {
             self.report.offers += 1;
             if !self.replay.state().is_answered(&event.id) {
                 unanswered.push(Finding {
-                    seq: self.first_after(event.created_at.as_secs() + GRACE_SECS),
+                    seq: self.first_at(event.created_at.as_secs().saturating_add(GRACE_SECS))
+                        as u64,
                     lie: Lie::Unanswered(event.id),
                 });
             }
@@ -282,31 +287,34 @@ impl<'a> Auditor<'a> {
         self.report.findings.extend(unanswered);
     }
 
-    /// Whether an event must have an entry by now.
+    /// Whether an event must have an entry by now, whenever it came in: the
+    /// exchange had begun, knew the key and did not find it too fast.
     fn is_owed(&self, event: &Event) -> bool {
-        let state = self.replay.state();
         let signed = event.created_at.as_secs();
-        let began = self.time_of(self.evidence.entries.first_key_value());
-        let newest = self.evidence.seen_at.as_secs();
-        let minute = signed / 60;
-        let limited = (minute..=minute + 2).any(|m| self.too_fast.contains(&(event.pubkey, m)));
+        let from = signed.saturating_sub(FUTURE_SECS);
+        let since = Millis::new(from.saturating_mul(1000));
+        let limited = self.too_fast.get(&event.pubkey).is_some_and(|at| *at >= since);
         event.kind != nostr::Kind::EventDeletion
-            && began.is_some_and(|began| signed > began)
-            && signed + GRACE_SECS < newest
+            && self.times.first().is_some_and(|began| *began < from)
+            && self.had_time(signed)
             && !limited
-            && state.owes(event)
+            && self.replay.state().owes(event, since)
     }
 
-    fn time_of(&self, entry: Option<(&u64, &Vec<Event>)>) -> Option<u64> {
-        entry.and_then(|(_, events)| events.first()).map(|event| event.created_at.as_secs())
+    /// Whether the exchange is known to have been at work after the grace that it
+    /// has from a time on, and for as long again: one that was down reads what it
+    /// has missed.
+    fn had_time(&self, seconds: u64) -> bool {
+        let due = seconds.saturating_add(GRACE_SECS);
+        let at_work = self.times.get(self.first_at(due));
+        let newest = self.times.last().zip(at_work);
+        due < self.evidence.seen_at.as_secs()
+            && newest.is_some_and(|(newest, at_work)| newest - at_work >= GRACE_SECS)
     }
 
-    /// The first sequence after a time, or the next one.
-    fn first_after(&self, seconds: u64) -> u64 {
-        let later = |event: &Event| event.created_at.as_secs() > seconds;
-        let entries = &self.evidence.entries;
-        let found = entries.iter().find(|(_, events)| events.iter().any(later));
-        found.map_or(self.report.entries, |(seq, _)| *seq)
+    /// The first sequence at a time or later, or the next one.
+    fn first_at(&self, seconds: u64) -> usize {
+        self.times.partition_point(|at| *at < seconds)
     }
 
     fn report(mut self) -> Report {
