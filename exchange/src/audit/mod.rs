@@ -16,7 +16,7 @@ use hashpit_nips::{EpochId, Lots, Millis};
 use nostr::{Event, EventId, PublicKey};
 
 pub use evidence::Evidence;
-pub use fetch::{CollectError, Collected, collect};
+pub use fetch::{CollectError, Collected, collect, complete};
 
 use crate::replay::{Fault, Replay};
 use crate::state::{Consequences, State, id_of};
@@ -107,6 +107,16 @@ impl Report {
     /// Whether nothing is wrong.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
+    }
+
+    /// Matches and settlements that follow and were not seen. Before that is held
+    /// against the exchange, relays are asked for them by their ids.
+    pub fn withheld(&self) -> Vec<EventId> {
+        let withheld = self.findings.iter().filter_map(|finding| match &finding.lie {
+            Lie::Withheld(id) => Some(*id),
+            _ => None,
+        });
+        withheld.collect()
     }
 }
 
