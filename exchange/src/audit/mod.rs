@@ -11,13 +11,14 @@ mod fetch;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use hashpit_nips::eh05::{Checkpoint, Entry};
+use hashpit_nips::eh05::{Checkpoint, DecodeError, Entry, Level};
 use hashpit_nips::{EpochId, Lots, Millis};
 use nostr::{Event, EventId, PublicKey};
 
 pub use evidence::Evidence;
 pub use fetch::{CollectError, Collected, collect, complete};
 
+use crate::feed::LEVELS;
 use crate::replay::{Fault, Replay};
 use crate::state::{Consequences, State, id_of};
 
@@ -75,6 +76,8 @@ pub enum Lie {
     Invented(EventId),
     /// A checkpoint shows another state.
     Checkpoint(EventId, EpochId),
+    /// A checkpoint does not decode.
+    Malformed(EventId, DecodeError),
     /// An event for the exchange, seen on two relays, has no entry.
     Unanswered(EventId),
 }
@@ -95,6 +98,7 @@ impl fmt::Display for Finding {
             Lie::Checkpoint(id, epoch) => {
                 write!(f, "checkpoint {id} of {epoch} is not the state after sequence {seq}")
             }
+            Lie::Malformed(id, error) => write!(f, "checkpoint {id} is malformed: {error}"),
             Lie::Unanswered(id) => write!(
                 f,
                 "{id} was seen on two relays before sequence {seq}, and was never answered"
@@ -137,6 +141,7 @@ struct Auditor<'a> {
     /// Those that follow from the journal.
     derived: HashSet<EventId>,
     checkpoints: BTreeMap<u64, Vec<(EventId, Checkpoint)>>,
+
     /// Keys that were refused for their rate, and when that last was.
     too_fast: HashMap<PublicKey, Millis>,
     /// Seconds of each entry that was followed.
@@ -149,9 +154,14 @@ struct Auditor<'a> {
 impl<'a> Auditor<'a> {
     fn new(exchange: PublicKey, evidence: &'a Evidence) -> Self {
         let mut checkpoints = BTreeMap::<u64, Vec<_>>::new();
-        for event in &evidence.checkpoints {
-            if let Ok(checkpoint) = Checkpoint::decode(event) {
-                checkpoints.entry(checkpoint.seq).or_default().push((event.id, checkpoint));
+        let mut findings = Vec::new();
+        for (seq, event) in &evidence.checkpoints {
+            match Checkpoint::decode(event) {
+                Ok(checkpoint) => checkpoints.entry(*seq).or_default().push((event.id, checkpoint)),
+                Err(error) => {
+                    let lie = Lie::Malformed(event.id, error);
+                    findings.push(Finding { seq: *seq, lie });
+                }
             }
         }
         let report = Report {
@@ -163,7 +173,7 @@ impl<'a> Auditor<'a> {
             checkpoints: 0,
             offers: 0,
             digest: State::new(exchange).digest(),
-            findings: Vec::new(),
+            findings,
         };
         Self {
             evidence,
@@ -241,19 +251,17 @@ impl<'a> Auditor<'a> {
         }
     }
 
-    fn agrees(&self, checkpoint: &Checkpoint) -> bool {
+    fn agrees(&self, said: &Checkpoint) -> bool {
         let state = self.replay.state();
         let head = self.replay.head().map(|(_, id)| id);
-        let Some(market) = state.seats().get(&checkpoint.epoch) else { return false };
-        let mut book = state.book(market);
-        if checkpoint.book.cut {
-            book.bids.truncate(checkpoint.book.bids.len());
-            book.asks.truncate(checkpoint.book.asks.len());
-        }
-        Some(checkpoint.entry) == head
-            && checkpoint.digest == state.engine().digest(market)
-            && (&book.bids, &book.asks, book.state)
-                == (&checkpoint.book.bids, &checkpoint.book.asks, checkpoint.book.state)
+        let Some(market) = state.seats().get(&said.epoch) else { return false };
+        let book = state.book(market);
+        Some(said.entry) == head
+            && said.at == state.at()
+            && said.digest == state.engine().digest(market)
+            && (said.book.state, said.book.last) == (book.state, book.last)
+            && shows(&said.book.bids, &book.bids, said.book.cut)
+            && shows(&said.book.asks, &book.asks, said.book.cut)
     }
 
     /// What was published must follow from the part of the journal that was
@@ -332,4 +340,10 @@ impl<'a> Auditor<'a> {
         self.report.findings.sort_by_key(|finding| finding.seq);
         self.report
     }
+}
+
+/// Whether a checkpoint's levels are those of a side: all, or the best of them if
+/// it says that it is cut and they are as many as it has to list.
+fn shows(said: &[Level], levels: &[Level], cut: bool) -> bool {
+    said == levels || (cut && said.len() >= LEVELS && levels.starts_with(said))
 }

@@ -138,7 +138,7 @@ impl State {
         self.gate.knew(event, from) && self.concerns(event)
     }
 
-    /// A market's book, all levels.
+    /// A market's book, all levels, and its newest match.
     pub(crate) fn book(&self, market: engine::MarketId) -> Book {
         let levels = |side| {
             let levels = self.engine.levels(market, side);
@@ -149,7 +149,7 @@ impl State {
             bids: levels(Side::Buy),
             asks: levels(Side::Sell),
             cut: false,
-            last: None,
+            last: self.seats.seat(market).last,
         }
     }
 

@@ -234,12 +234,18 @@ async fn a_checkpoint_of_another_book_is_found() {
     let (world, _) = business().await;
     let honest = Checkpoint::decode(&world.checkpoints().await[0]).unwrap();
     let seq = honest.seq;
-    for change in [0, 1] {
+    let changes: [fn(&mut Checkpoint); 7] = [
+        |it| it.digest[0] ^= 1,
+        |it| it.book.bids.clear(),
+        |it| (it.book.cut, it.book.asks) = (true, Vec::new()),
+        |it| it.book.asks[0].1 += 1,
+        |it| it.at = Millis::new(5),
+        |it| it.book.last.as_mut().unwrap().lots = Lots::new(77),
+        |it| it.book.last = None,
+    ];
+    for change in changes {
         let mut checkpoint = honest.clone();
-        match change {
-            0 => checkpoint.digest[0] ^= 1,
-            _ => checkpoint.book.bids.clear(),
-        }
+        change(&mut checkpoint);
         let lie = checkpoint.encode().sign_with_keys(&world.exchange).unwrap();
         let (id, all) = (lie.id, world.records().into_iter().flatten());
         let found = report(&world, &evidence(&world, all.chain([lie])));
@@ -345,4 +351,45 @@ async fn an_event_of_the_end_of_time_is_owed_nothing() {
     let end = Offer { d: "x".to_owned(), market: world.market(1), prev: None, terms: None };
     let end = end.encode().custom_created_at(Timestamp::from(u64::MAX - 5));
     assert!(!accused(&world, &[end.sign_with_keys(&Keys::generate()).unwrap()]).await);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_nobody_can_read_is_found() {
+    let (world, _) = business().await;
+    let honest = world.checkpoints().await.remove(0);
+    let lie = EventBuilder::new(honest.kind, "?").tags(honest.tags);
+    let lie = lie.sign_with_keys(&world.exchange).unwrap();
+    let (id, all) = (lie.id, world.records().into_iter().flatten());
+    let found = report(&world, &evidence(&world, all.chain([lie])));
+    assert!(matches!(first(&found).1, Lie::Malformed(it, _) if *it == id), "{:?}", found.findings);
+}
+
+#[tokio::test]
+async fn a_checkpoint_may_leave_out_what_is_behind_500_levels_and_no_more() {
+    let world = open(rules()).await;
+    let makers = [(); 4].map(|()| Keys::generate());
+    for price in 1..=600 {
+        let maker = &makers[price as usize / 160];
+        world.accepted(&world.offer(maker, World::terms(Side::Sell, price, 1))).await;
+    }
+    let mut honest = Checkpoint::decode(&world.checkpoints().await[0]).unwrap();
+    honest.book.cut = true;
+    for (levels, findings) in [(600, 0), (500, 0), (499, 1)] {
+        honest.book.asks.truncate(levels);
+        let checkpoint = honest.encode().sign_with_keys(&world.exchange).unwrap();
+        let all = world.records().into_iter().flatten().chain([checkpoint]);
+        let found = report(&world, &evidence(&world, all));
+        assert_eq!(found.findings.len(), findings, "{levels}: {:?}", found.findings);
+    }
+}
+
+#[tokio::test]
+async fn a_restart_forgets_no_trade() {
+    let (world, offers) = business().await;
+    let before = world.desk.snapshots(None).await.unwrap()[0].book.last;
+    let world = world.reopen().await;
+    assert_eq!(world.desk.snapshots(None).await.unwrap()[0].book.last, before);
+    assert!(before.is_some());
+    let report = report(&world, &world.evidence(&offers).await);
+    assert_eq!((report.findings, report.checkpoints), (Vec::new(), 1));
 }
