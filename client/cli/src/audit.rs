@@ -4,12 +4,12 @@ use std::io::{IsTerminal, stderr};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use hashpit_exchange::audit::{Collected, Report, audit, collect, complete};
+use hashpit_exchange::audit::{Collected, Finding, Report, audit, collect, complete};
 use nostr_sdk::{PublicKey, RelayUrl, ToBech32};
 use serde_json::json;
 
 use crate::config;
-use crate::terminal::{bar, grouped};
+use crate::terminal::{bar, grouped, printable};
 use crate::trade::args::At;
 
 /// `hashpit audit`.
@@ -47,7 +47,7 @@ pub async fn run(options: Audit, settings: &config::Trade) -> anyhow::Result<()>
     }
     match report.findings.first() {
         None => Ok(()),
-        Some(first) => bail!("the first thing that is wrong: {first}"),
+        Some(first) => bail!("the first thing that is wrong: {}", line(first)),
     }
 }
 
@@ -130,6 +130,11 @@ fn in_words(report: &Report, silent: &[RelayUrl]) -> String {
         1 => "1 thing is wrong:".to_owned(),
         many => format!("{many} things are wrong:"),
     });
-    lines.extend(report.findings.iter().map(|finding| format!("  {finding}")));
+    lines.extend(report.findings.iter().map(|finding| format!("  {}", line(finding))));
     lines.join("\n") + "\n"
+}
+
+/// A finding in one line: it may quote the exchange.
+fn line(finding: &Finding) -> String {
+    printable(&finding.to_string()).replace('\n', " ")
 }

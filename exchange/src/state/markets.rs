@@ -238,6 +238,7 @@ impl Seats {
             feed(&seat.lot.get().to_be_bytes());
             feed(serde_json::to_string(&seat.pay).expect("plain data is JSON").as_bytes());
             feed(&seat.until.map_or(0, Millis::get).to_be_bytes());
+            feed(serde_json::to_string(&seat.last).expect("plain data is JSON").as_bytes());
             feed(&seat.changed.to_be_bytes());
             feed(&[u8::from(seat.turned), u8::from(seat.over)]);
             feed(&seat.published.as_secs().to_be_bytes());
