@@ -11,10 +11,12 @@ use nostr::{Event, EventId, PublicKey, RelayUrl, Timestamp};
 pub struct Evidence {
     /// Entries by sequence; more than one with a sequence is a fork.
     pub entries: BTreeMap<u64, Vec<Event>>,
-    /// Matches and settlements, and the sequence that they name.
-    pub consequences: HashMap<EventId, u64>,
+    /// Matches and settlements: the sequence that they name, and their time.
+    pub consequences: HashMap<EventId, (u64, Timestamp)>,
     /// Checkpoints, and the sequence that they name.
     pub checkpoints: Vec<(u64, Event)>,
+    /// What the exchange says of itself.
+    pub infos: Vec<Event>,
     /// Traders' events for the exchange, by relay.
     pub offers: HashMap<RelayUrl, HashMap<EventId, Event>>,
     /// When the relays were asked.
@@ -28,6 +30,7 @@ impl Evidence {
             entries: BTreeMap::new(),
             consequences: HashMap::new(),
             checkpoints: Vec::new(),
+            infos: Vec::new(),
             offers: HashMap::new(),
             seen_at,
         }
@@ -51,6 +54,13 @@ impl Evidence {
             }
             return;
         }
+        if event.kind == kind::EXCHANGE {
+            let is_new = self.infos.iter().all(|known| known.id != event.id);
+            if is_new && event.verify().is_ok() {
+                self.infos.push(event);
+            }
+            return;
+        }
         // An entry without a readable sequence is nobody's, and fails nothing. A
         // checkpoint is shown to people.
         let seq = number(&event).or((event.kind == kind::CHECKPOINT).then_some(0));
@@ -71,7 +81,7 @@ impl Evidence {
         if event.kind == kind::ENTRY {
             self.entries.entry(seq).or_default().push(event);
         } else if event.kind == kind::MATCH || event.kind == kind::SETTLEMENT {
-            self.consequences.insert(event.id, seq);
+            self.consequences.insert(event.id, (seq, event.created_at));
         } else if event.kind == kind::CHECKPOINT {
             self.checkpoints.push((seq, event));
         }

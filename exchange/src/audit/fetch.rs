@@ -95,7 +95,7 @@ impl Collector<'_> {
         let offers = Filter::new().kinds([kind::OFFER, kind::COMMAND]);
         self.ask(&offers.custom_tag(x, self.exchange.to_hex())).await;
         let by_it = Filter::new().author(self.exchange);
-        self.ask(&by_it.clone().kind(kind::CHECKPOINT)).await;
+        self.ask(&by_it.clone().kinds([kind::CHECKPOINT, kind::EXCHANGE])).await;
         // Whatever entry they name: it need not exist.
         let mut is_cut = false;
         for kind in [kind::MATCH, kind::SETTLEMENT] {

@@ -11,7 +11,8 @@ mod fetch;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use hashpit_nips::eh05::{Checkpoint, DecodeError, Entry, Level};
+use hashpit_nips::eh04::ExchangeInfo;
+use hashpit_nips::eh05::{Checkpoint, DecodeError, Entry, Level, Subject};
 use hashpit_nips::{EpochId, Lots, Millis};
 use nostr::{Event, EventId, PublicKey};
 
@@ -78,6 +79,8 @@ pub enum Lie {
     Checkpoint(EventId, EpochId),
     /// A checkpoint does not decode.
     Malformed(EventId, DecodeError),
+    /// What the exchange says of itself names other rules than its journal.
+    Info(EventId),
     /// An event for the exchange, seen on two relays, has no entry.
     Unanswered(EventId),
 }
@@ -99,6 +102,9 @@ impl fmt::Display for Finding {
                 write!(f, "checkpoint {id} of {epoch} is not the state after sequence {seq}")
             }
             Lie::Malformed(id, error) => write!(f, "checkpoint {id} is malformed: {error}"),
+            Lie::Info(id) => {
+                write!(f, "info {id} names other rules than the journal before sequence {seq}")
+            }
             Lie::Unanswered(id) => write!(
                 f,
                 "{id} was seen on two relays before sequence {seq}, and was never answered"
@@ -129,6 +135,7 @@ pub fn audit(exchange: PublicKey, evidence: &Evidence) -> Report {
     let mut auditor = Auditor::new(exchange, evidence);
     auditor.follow();
     auditor.compare_published();
+    auditor.compare_infos();
     auditor.look_for_unanswered();
     auditor.report()
 }
@@ -136,14 +143,14 @@ pub fn audit(exchange: PublicKey, evidence: &Evidence) -> Report {
 struct Auditor<'a> {
     evidence: &'a Evidence,
     replay: Replay,
-    /// Matches and settlements that were published.
-    published: HashSet<EventId>,
     /// Those that follow from the journal.
     derived: HashSet<EventId>,
     checkpoints: BTreeMap<u64, Vec<(EventId, Checkpoint)>>,
 
     /// Keys that were refused for their rate, and when that last was.
     too_fast: HashMap<PublicKey, Millis>,
+    /// Seconds of the newest entry of rules.
+    ruled: u64,
     /// Seconds of each entry that was followed.
     times: Vec<u64>,
     report: Report,
@@ -178,10 +185,10 @@ impl<'a> Auditor<'a> {
         Self {
             evidence,
             replay: Replay::new(exchange),
-            published: evidence.consequences.keys().copied().collect(),
             derived: HashSet::new(),
             checkpoints,
             too_fast: HashMap::new(),
+            ruled: 0,
             times: Vec::new(),
             report,
             broken: None,
@@ -198,6 +205,10 @@ impl<'a> Auditor<'a> {
         let Some(newest) = evidence.newest() else { return };
         for seq in 0..=newest {
             let lie = match evidence.entries.get(&seq).map(Vec::as_slice) {
+                None | Some([]) if self.may_be_on_its_way(seq) => {
+                    self.broken = Some(seq);
+                    return;
+                }
                 None | Some([]) => Some(Lie::Skips),
                 Some([entry]) => self.entry(entry).err(),
                 Some([one, other, ..]) => Some(Lie::Forks(one.id, other.id)),
@@ -217,14 +228,17 @@ impl<'a> Auditor<'a> {
             return Err(wrong(Fault::ForgedSubject));
         }
         let (seq, at, author) = (entry.seq, entry.at, event.pubkey);
+        if matches!(entry.subject, Subject::Rules(_)) {
+            self.ruled = at.get() / 1000;
+        }
         let all = self.replay.decoded(event.id, author, entry).map_err(wrong)?;
         self.times.push(at.get() / 1000);
         self.too_fast.extend(all.too_fast.map(|key| (key, at)));
-        self.count(seq, &all);
+        self.count(seq, at, &all);
         Ok(())
     }
 
-    fn count(&mut self, seq: u64, all: &Consequences) {
+    fn count(&mut self, seq: u64, at: Millis, all: &Consequences) {
         self.report.entries = seq + 1;
         self.report.matches += all.matches.len() as u64;
         self.report.settlements += all.settlements.len() as u64;
@@ -233,7 +247,7 @@ impl<'a> Auditor<'a> {
         for event in all.events() {
             let id = id_of(event, self.report.exchange);
             self.derived.insert(id);
-            if !self.published.contains(&id) {
+            if !self.evidence.consequences.contains_key(&id) && !self.is_young(at.get() / 1000) {
                 self.find(seq, Lie::Withheld(id));
             }
         }
@@ -268,12 +282,47 @@ impl<'a> Auditor<'a> {
     /// followed.
     fn compare_published(&mut self) {
         let evidence = self.evidence;
-        for (id, seq) in &evidence.consequences {
-            let later = self.broken.is_some_and(|broken| *seq >= broken);
+        for (id, (seq, at)) in &evidence.consequences {
+            let later = self.broken.is_some_and(|broken| *seq >= broken)
+                || (*seq >= self.replay.state().next() && self.is_young(at.as_secs()));
             if !later && !self.derived.contains(id) {
                 self.find(*seq, Lie::Invented(*id));
             }
         }
+    }
+
+    /// What the exchange has said of itself since its newest rules entry must name
+    /// those rules.
+    fn compare_infos(&mut self) {
+        if self.broken.is_some_and(|seq| !self.may_be_on_its_way(seq)) {
+            return;
+        }
+        let evidence = self.evidence;
+        for event in &evidence.infos {
+            let at = event.created_at.as_secs();
+            let rules = ExchangeInfo::decode(event).map(|info| info.rules);
+            let agrees = rules.is_ok_and(|rules| rules == *self.replay.state().rules());
+            if at > self.ruled && !self.is_young(at) && !agrees {
+                self.find(self.first_at(at) as u64, Lie::Info(event.id));
+            }
+        }
+    }
+
+    /// Whether something of this time may be on one relay, and what belongs to it
+    /// not be there yet.
+    fn is_young(&self, seconds: u64) -> bool {
+        let seen_at = self.evidence.seen_at.as_secs();
+        let since = seen_at.saturating_sub(GRACE_SECS);
+        seconds > since && seconds <= seen_at.saturating_add(FUTURE_SECS)
+    }
+
+    /// Whether an entry that was not seen may be too new to be: all that names it
+    /// or a later one is.
+    fn may_be_on_its_way(&self, seq: u64) -> bool {
+        let entries = self.evidence.entries.range(seq..).flat_map(|(_, entries)| entries);
+        let checkpoints = self.evidence.checkpoints.iter().filter(|(named, _)| *named >= seq);
+        let mut later = entries.chain(checkpoints.map(|(_, event)| event));
+        later.all(|event| self.is_young(event.created_at.as_secs()))
     }
 
     /// Events that two relays have, and the journal has not.

@@ -4,12 +4,12 @@ use hashpit_exchange::audit::{Evidence, Finding, Lie, Report, audit};
 use hashpit_exchange::desk::Answer;
 use hashpit_exchange::replay::Fault;
 use hashpit_nips::eh01::EpochState;
-use hashpit_nips::eh04::{Action, Command, Offer, Rules, Side};
+use hashpit_nips::eh04::{Action, Command, ExchangeInfo, Offer, Rules, Side};
 use hashpit_nips::eh05::{Checkpoint, Entry, Match, Outcome, Subject};
 use hashpit_nips::{Lots, Millis, Price};
 use nostr::{Event, EventBuilder, Keys, Timestamp};
 
-use crate::world::{World, relays, rules};
+use crate::world::{START, World, relays, rules};
 
 /// An exchange that has been at work for an hour.
 async fn open(rules: Rules) -> World {
@@ -153,6 +153,7 @@ async fn two_offers_in_the_other_order_lead_to_other_matches() {
     world.accepted(&offers[1]).await;
     let buyer = Keys::generate();
     world.accepted(&world.offer(&buyer, World::terms(Side::Buy, 1, 1))).await;
+    world.pass(600_000);
     let [one, other] = [first_seq, first_seq + 1].map(|seq| world.entry(seq).subject);
     let events = lie(&world, first_seq, |entry| entry.subject = other.clone());
     let twice = report(&world, &evidence(&world, events));
@@ -392,4 +393,64 @@ async fn a_restart_forgets_no_trade() {
     assert!(before.is_some());
     let report = report(&world, &world.evidence(&offers).await);
     assert_eq!((report.findings, report.checkpoints), (Vec::new(), 1));
+}
+
+#[tokio::test]
+async fn what_is_missing_of_the_last_two_minutes_is_held_against_nobody() {
+    let world = open(rules()).await;
+    let (seller, buyer) = (Keys::generate(), Keys::generate());
+    world.accepted(&world.offer(&seller, World::terms(Side::Sell, 10, 1))).await;
+    let taken = world.accepted(&world.offer(&buyer, World::terms(Side::Buy, 10, 1))).await;
+    world.accepted(&world.offer(&seller, World::terms(Side::Sell, 10, 1))).await;
+    let all: Vec<Event> = world.records().into_iter().flatten().collect();
+    let [entry, matched] = &world.record(taken.seq)[..] else { panic!("one match") };
+    let made_up = Match { seq: taken.seq + 2, ..Match::decode(matched).unwrap() };
+    let made_up = made_up.encode().unwrap().sign_with_keys(&world.exchange).unwrap();
+    let without = |id| all.iter().filter(move |event| event.id != id).cloned();
+    let cases = [
+        (without(entry.id).collect::<Vec<_>>(), taken.seq, Lie::Skips),
+        (without(matched.id).collect(), taken.seq, Lie::Withheld(matched.id)),
+        (
+            all.iter().cloned().chain([made_up.clone()]).collect(),
+            taken.seq + 2,
+            Lie::Invented(made_up.id),
+        ),
+    ];
+    for (events, seq, lie) in cases {
+        let mut evidence = evidence(&world, events);
+        let young = report(&world, &evidence);
+        assert!(young.is_clean(), "{:?}", young.findings);
+        assert_eq!(young.entries, if lie == Lie::Skips { seq } else { taken.seq + 2 });
+        evidence.seen_at = evidence.seen_at + 121_u64;
+        assert_eq!(first(&report(&world, &evidence)), (seq, &lie));
+    }
+}
+
+#[tokio::test]
+async fn an_info_with_other_rules_than_the_journals_is_found() {
+    let world = open(rules()).await;
+    let info = ExchangeInfo {
+        name: "House".to_owned(),
+        relays: relays().to_vec(),
+        pools: vec![world.pool.public_key()],
+        rules: rules(),
+    };
+    let lie = ExchangeInfo { rules: Rules { maker_fee_ppm: 1, ..rules() }, ..info.clone() };
+    let sign = |info: &ExchangeInfo, at: u64| {
+        let event = info.encode().custom_created_at(Timestamp::from(at));
+        event.sign_with_keys(&world.exchange).unwrap()
+    };
+    let now = world.now() / 1000;
+    let found = |event: Event| {
+        let all = world.records().into_iter().flatten().chain([event]);
+        let mut evidence = evidence(&world, all);
+        evidence.seen_at = evidence.seen_at + 600_u64;
+        report(&world, &evidence).findings
+    };
+    assert_eq!(found(sign(&info, now)), []);
+    // Of before the journal's rules.
+    assert_eq!(found(sign(&lie, START / 1000 - 1)), []);
+    let lie = sign(&lie, now);
+    let id = lie.id;
+    assert_eq!(found(lie).iter().map(|it| &it.lie).collect::<Vec<_>>(), [&Lie::Info(id)]);
 }
