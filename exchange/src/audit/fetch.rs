@@ -106,12 +106,12 @@ impl Collector<'_> {
         }
         let mut start = 0;
         // Of one second's entries a relay need not tell the newest first, so that
-        // there may be later ones than it told. What a gap hides is of no use, and
+        // there may be a later one than it told. What a gap hides is of no use, and
         // an exchange may name any number.
-        while self.has_all_before(start) && start <= self.newest_known()? {
+        while self.has_all_before(start) && start <= self.newest_known()?.saturating_add(1) {
             let last = start.saturating_add(CHUNK - 1);
             self.ask(&numbered(by_it.clone().kind(kind::ENTRY), start..=last)).await;
-            let missing: Vec<u64> = self.missing(start, last);
+            let missing = self.missing(start, last);
             for few in missing.chunks(FEW) {
                 let few = few.iter().copied();
                 self.ask(&numbered(by_it.clone().kind(kind::ENTRY), few)).await;
@@ -127,11 +127,11 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Sequences of a chunk of which no entry was told, and later ones are known.
+    /// Sequences of a chunk of which no entry was told. Those after the newest are
+    /// among them: of one second's entries a relay may have told all but these.
     fn missing(&self, start: u64, last: u64) -> Vec<u64> {
-        let evidence = &self.collected.evidence;
-        let last = evidence.newest().map_or(0, |newest| newest.min(last));
-        (start..=last).filter(|seq| !evidence.entries.contains_key(seq)).collect()
+        let entries = &self.collected.evidence.entries;
+        (start..=last).filter(|seq| !entries.contains_key(seq)).collect()
     }
 
     /// Whether no entry of the chunk before this sequence is missing, as far as
