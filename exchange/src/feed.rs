@@ -23,7 +23,7 @@ use crate::{Error, now};
 use stamps::Stamps;
 
 /// Levels of a side that a checkpoint lists.
-const LEVELS: usize = 500;
+pub(crate) const LEVELS: usize = 500;
 /// Checkpoints on their way at one time.
 const IN_FLIGHT: usize = 16;
 /// Publications that go on at one time; while there are so many, markets wait

@@ -4,12 +4,12 @@ use std::io::{IsTerminal, stderr};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use hashpit_exchange::audit::{Collected, Report, audit, collect};
+use hashpit_exchange::audit::{Collected, Finding, Report, audit, collect, complete};
 use nostr_sdk::{PublicKey, RelayUrl, ToBech32};
 use serde_json::json;
 
 use crate::config;
-use crate::terminal::{bar, grouped};
+use crate::terminal::{bar, grouped, printable};
 use crate::trade::args::At;
 
 /// `hashpit audit`.
@@ -47,7 +47,7 @@ pub async fn run(options: Audit, settings: &config::Trade) -> anyhow::Result<()>
     }
     match report.findings.first() {
         None => Ok(()),
-        Some(first) => bail!("the first thing that is wrong: {first}"),
+        Some(first) => bail!("the first thing that is wrong: {}", line(first)),
     }
 }
 
@@ -62,13 +62,26 @@ async fn examine(
             progress.set_position(done);
         }
     });
-    let Collected { evidence, silent } = collected.await?;
+    let collected = collected.await?;
     if let Some(progress) = progress {
         progress.finish_and_clear();
     }
-    // Checking signatures would hold up everything else on this thread.
-    let report = tokio::task::spawn_blocking(move || audit(exchange, &evidence)).await?;
-    Ok((report, silent))
+    let (mut collected, mut report) = judge(exchange, collected).await?;
+    let missed = report.withheld();
+    if !missed.is_empty() {
+        complete(exchange, relays, &mut collected, &missed).await?;
+        (collected, report) = judge(exchange, collected).await?;
+    }
+    Ok((report, collected.silent))
+}
+
+/// Checking signatures would hold up everything else on this thread.
+async fn judge(exchange: PublicKey, collected: Collected) -> anyhow::Result<(Collected, Report)> {
+    let judged = tokio::task::spawn_blocking(move || {
+        let report = audit(exchange, &collected.evidence);
+        (collected, report)
+    });
+    Ok(judged.await?)
 }
 
 fn as_json(report: &Report, silent: &[RelayUrl]) -> serde_json::Value {
@@ -117,6 +130,11 @@ fn in_words(report: &Report, silent: &[RelayUrl]) -> String {
         1 => "1 thing is wrong:".to_owned(),
         many => format!("{many} things are wrong:"),
     });
-    lines.extend(report.findings.iter().map(|finding| format!("  {finding}")));
+    lines.extend(report.findings.iter().map(|finding| format!("  {}", line(finding))));
     lines.join("\n") + "\n"
+}
+
+/// A finding in one line: it may quote the exchange.
+fn line(finding: &Finding) -> String {
+    printable(&finding.to_string()).replace('\n', " ")
 }

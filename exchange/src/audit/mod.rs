@@ -11,18 +11,24 @@ mod fetch;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use hashpit_nips::eh05::{Checkpoint, Entry, Outcome, Subject};
-use hashpit_nips::{EpochId, Lots};
+use hashpit_nips::eh04::ExchangeInfo;
+use hashpit_nips::eh05::{Checkpoint, DecodeError, Entry, Level, Subject};
+use hashpit_nips::{EpochId, Lots, Millis};
 use nostr::{Event, EventId, PublicKey};
 
 pub use evidence::Evidence;
-pub use fetch::{CollectError, Collected, collect};
+pub use fetch::{CollectError, Collected, collect, complete};
 
+use crate::feed::LEVELS;
 use crate::replay::{Fault, Replay};
 use crate::state::{Consequences, State};
 
 /// Seconds that an exchange has to give an event its entry.
 const GRACE_SECS: u64 = 120;
+
+/// Seconds that an event may have come in before the time that it is dated.
+/// Relays take none that is dated further off.
+const FUTURE_SECS: u64 = 900;
 
 /// What an audit has found.
 #[derive(Debug)]
@@ -71,6 +77,10 @@ pub enum Lie {
     Invented(EventId),
     /// A checkpoint shows another state.
     Checkpoint(EventId, EpochId),
+    /// A checkpoint does not decode.
+    Malformed(EventId, DecodeError),
+    /// What the exchange says of itself names other rules than its journal.
+    Info(EventId),
     /// An event for the exchange, seen on two relays, has no entry.
     Unanswered(EventId),
 }
@@ -91,6 +101,10 @@ impl fmt::Display for Finding {
             Lie::Checkpoint(id, epoch) => {
                 write!(f, "checkpoint {id} of {epoch} is not the state after sequence {seq}")
             }
+            Lie::Malformed(id, error) => write!(f, "checkpoint {id} is malformed: {error}"),
+            Lie::Info(id) => {
+                write!(f, "info {id} names other rules than the journal before sequence {seq}")
+            }
             Lie::Unanswered(id) => write!(
                 f,
                 "{id} was seen on two relays before sequence {seq}, and was never answered"
@@ -104,6 +118,16 @@ impl Report {
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
+
+    /// Matches and settlements that follow and were not seen. Before that is held
+    /// against the exchange, relays are asked for them by their ids.
+    pub fn withheld(&self) -> Vec<EventId> {
+        let withheld = self.findings.iter().filter_map(|finding| match &finding.lie {
+            Lie::Withheld(id) => Some(*id),
+            _ => None,
+        });
+        withheld.collect()
+    }
 }
 
 /// Follows an exchange's journal and compares all that it published with it.
@@ -111,6 +135,7 @@ pub fn audit(exchange: PublicKey, evidence: &Evidence) -> Report {
     let mut auditor = Auditor::new(exchange, evidence);
     auditor.follow();
     auditor.compare_published();
+    auditor.compare_infos();
     auditor.look_for_unanswered();
     auditor.report()
 }
@@ -118,13 +143,16 @@ pub fn audit(exchange: PublicKey, evidence: &Evidence) -> Report {
 struct Auditor<'a> {
     evidence: &'a Evidence,
     replay: Replay,
-    /// Matches and settlements that were published.
-    published: HashSet<EventId>,
     /// Those that follow from the journal.
     derived: HashSet<EventId>,
     checkpoints: BTreeMap<u64, Vec<(EventId, Checkpoint)>>,
-    /// Keys that were refused for their rate, by minute.
-    too_fast: HashSet<(PublicKey, u64)>,
+
+    /// Keys that were refused for their rate, and when that last was.
+    too_fast: HashMap<PublicKey, Millis>,
+    /// Seconds of the newest entry of rules.
+    ruled: u64,
+    /// Seconds of each entry that was followed.
+    times: Vec<u64>,
     report: Report,
     /// Where following had to stop.
     broken: Option<u64>,
@@ -133,9 +161,14 @@ struct Auditor<'a> {
 impl<'a> Auditor<'a> {
     fn new(exchange: PublicKey, evidence: &'a Evidence) -> Self {
         let mut checkpoints = BTreeMap::<u64, Vec<_>>::new();
-        for event in &evidence.checkpoints {
-            if let Ok(checkpoint) = Checkpoint::decode(event) {
-                checkpoints.entry(checkpoint.seq).or_default().push((event.id, checkpoint));
+        let mut findings = Vec::new();
+        for (seq, event) in &evidence.checkpoints {
+            match Checkpoint::decode(event) {
+                Ok(checkpoint) => checkpoints.entry(*seq).or_default().push((event.id, checkpoint)),
+                Err(error) => {
+                    let lie = Lie::Malformed(event.id, error);
+                    findings.push(Finding { seq: *seq, lie });
+                }
             }
         }
         let report = Report {
@@ -147,15 +180,16 @@ impl<'a> Auditor<'a> {
             checkpoints: 0,
             offers: 0,
             digest: State::new(exchange).digest(),
-            findings: Vec::new(),
+            findings,
         };
         Self {
             evidence,
             replay: Replay::new(exchange),
-            published: evidence.consequences.keys().copied().collect(),
             derived: HashSet::new(),
             checkpoints,
-            too_fast: HashSet::new(),
+            too_fast: HashMap::new(),
+            ruled: 0,
+            times: Vec::new(),
             report,
             broken: None,
         }
@@ -171,6 +205,10 @@ impl<'a> Auditor<'a> {
         let Some(newest) = evidence.newest() else { return };
         for seq in 0..=newest {
             let lie = match evidence.entries.get(&seq).map(Vec::as_slice) {
+                None | Some([]) if self.may_be_on_its_way(seq) => {
+                    self.broken = Some(seq);
+                    return;
+                }
                 None | Some([]) => Some(Lie::Skips),
                 Some([entry]) => self.entry(entry).err(),
                 Some([one, other, ..]) => Some(Lie::Forks(one.id, other.id)),
@@ -189,18 +227,18 @@ impl<'a> Auditor<'a> {
         if entry.event().is_some_and(|inner| inner.verify().is_err()) {
             return Err(wrong(Fault::ForgedSubject));
         }
-        if let (Outcome::Refused(reason), Subject::Trader(inner)) = (&entry.outcome, &entry.subject)
-            && reason.starts_with("rate-limited:")
-        {
-            self.too_fast.insert((inner.pubkey, entry.at.get() / 60_000));
+        let (seq, at, author) = (entry.seq, entry.at, event.pubkey);
+        if matches!(entry.subject, Subject::Rules(_)) {
+            self.ruled = at.get() / 1000;
         }
-        let (seq, author) = (entry.seq, event.pubkey);
         let all = self.replay.decoded(event.id, author, entry).map_err(wrong)?;
-        self.count(seq, &all);
+        self.times.push(at.get() / 1000);
+        self.too_fast.extend(all.too_fast.map(|key| (key, at)));
+        self.count(seq, at, &all);
         Ok(())
     }
 
-    fn count(&mut self, seq: u64, all: &Consequences) {
+    fn count(&mut self, seq: u64, at: Millis, all: &Consequences) {
         self.report.entries = seq + 1;
         self.report.matches += all.matches.len() as u64;
         self.report.settlements += all.settlements.len() as u64;
@@ -208,7 +246,7 @@ impl<'a> Auditor<'a> {
         self.report.lots += lots.sum::<u128>();
         for id in all.ids() {
             self.derived.insert(id);
-            if !self.published.contains(&id) {
+            if !self.evidence.consequences.contains_key(&id) && !self.is_young(at.get() / 1000) {
                 self.find(seq, Lie::Withheld(id));
             }
         }
@@ -226,31 +264,64 @@ impl<'a> Auditor<'a> {
         }
     }
 
-    fn agrees(&self, checkpoint: &Checkpoint) -> bool {
+    fn agrees(&self, said: &Checkpoint) -> bool {
         let state = self.replay.state();
         let head = self.replay.head().map(|(_, id)| id);
-        let Some(market) = state.seats().get(&checkpoint.epoch) else { return false };
-        let mut book = state.book(market);
-        if checkpoint.book.cut {
-            book.bids.truncate(checkpoint.book.bids.len());
-            book.asks.truncate(checkpoint.book.asks.len());
-        }
-        Some(checkpoint.entry) == head
-            && checkpoint.digest == state.engine().digest(market)
-            && (&book.bids, &book.asks, book.state)
-                == (&checkpoint.book.bids, &checkpoint.book.asks, checkpoint.book.state)
+        let Some(market) = state.seats().get(&said.epoch) else { return false };
+        let book = state.book(market);
+        Some(said.entry) == head
+            && said.at == state.at()
+            && said.digest == state.engine().digest(market)
+            && (said.book.state, said.book.last) == (book.state, book.last)
+            && shows(&said.book.bids, &book.bids, said.book.cut)
+            && shows(&said.book.asks, &book.asks, said.book.cut)
     }
 
     /// What was published must follow from the part of the journal that was
     /// followed.
     fn compare_published(&mut self) {
         let evidence = self.evidence;
-        for (id, seq) in &evidence.consequences {
-            let later = self.broken.is_some_and(|broken| *seq >= broken);
+        for (id, (seq, at)) in &evidence.consequences {
+            let later = self.broken.is_some_and(|broken| *seq >= broken)
+                || (*seq >= self.replay.state().next() && self.is_young(at.as_secs()));
             if !later && !self.derived.contains(id) {
                 self.find(*seq, Lie::Invented(*id));
             }
         }
+    }
+
+    /// What the exchange has said of itself since its newest rules entry must name
+    /// those rules.
+    fn compare_infos(&mut self) {
+        if self.broken.is_some_and(|seq| !self.may_be_on_its_way(seq)) {
+            return;
+        }
+        let evidence = self.evidence;
+        for event in &evidence.infos {
+            let at = event.created_at.as_secs();
+            let rules = ExchangeInfo::decode(event).map(|info| info.rules);
+            let agrees = rules.is_ok_and(|rules| rules == *self.replay.state().rules());
+            if at > self.ruled && !self.is_young(at) && !agrees {
+                self.find(self.first_at(at) as u64, Lie::Info(event.id));
+            }
+        }
+    }
+
+    /// Whether something of this time may be on one relay, and what belongs to it
+    /// not be there yet.
+    fn is_young(&self, seconds: u64) -> bool {
+        let seen_at = self.evidence.seen_at.as_secs();
+        let since = seen_at.saturating_sub(GRACE_SECS);
+        seconds > since && seconds <= seen_at.saturating_add(FUTURE_SECS)
+    }
+
+    /// Whether an entry that was not seen may be too new to be: all that names it
+    /// or a later one is.
+    fn may_be_on_its_way(&self, seq: u64) -> bool {
+        let entries = self.evidence.entries.range(seq..).flat_map(|(_, entries)| entries);
+        let checkpoints = self.evidence.checkpoints.iter().filter(|(named, _)| *named >= seq);
+        let mut later = entries.chain(checkpoints.map(|(_, event)| event));
+        later.all(|event| self.is_young(event.created_at.as_secs()))
     }
 
     /// Events that two relays have, and the journal has not.
@@ -273,7 +344,8 @@ impl<'a> Auditor<'a> {
             self.report.offers += 1;
             if !self.replay.state().is_answered(&event.id) {
                 unanswered.push(Finding {
-                    seq: self.first_after(event.created_at.as_secs() + GRACE_SECS),
+                    seq: self.first_at(event.created_at.as_secs().saturating_add(GRACE_SECS))
+                        as u64,
                     lie: Lie::Unanswered(event.id),
                 });
             }
@@ -281,31 +353,34 @@ impl<'a> Auditor<'a> {
         self.report.findings.extend(unanswered);
     }
 
-    /// Whether an event must have an entry by now.
+    /// Whether an event must have an entry by now, whenever it came in: the
+    /// exchange had begun, knew the key and did not find it too fast.
     fn is_owed(&self, event: &Event) -> bool {
-        let state = self.replay.state();
         let signed = event.created_at.as_secs();
-        let began = self.time_of(self.evidence.entries.first_key_value());
-        let newest = self.evidence.seen_at.as_secs();
-        let minute = signed / 60;
-        let limited = (minute..=minute + 2).any(|m| self.too_fast.contains(&(event.pubkey, m)));
+        let from = signed.saturating_sub(FUTURE_SECS);
+        let since = Millis::new(from.saturating_mul(1000));
+        let limited = self.too_fast.get(&event.pubkey).is_some_and(|at| *at >= since);
         event.kind != nostr::Kind::EventDeletion
-            && began.is_some_and(|began| signed > began)
-            && signed + GRACE_SECS < newest
+            && self.times.first().is_some_and(|began| *began < from)
+            && self.had_time(signed)
             && !limited
-            && state.owes(event)
+            && self.replay.state().owes(event, since)
     }
 
-    fn time_of(&self, entry: Option<(&u64, &Vec<Event>)>) -> Option<u64> {
-        entry.and_then(|(_, events)| events.first()).map(|event| event.created_at.as_secs())
+    /// Whether the exchange is known to have been at work after the grace that it
+    /// has from a time on, and for as long again: one that was down reads what it
+    /// has missed.
+    fn had_time(&self, seconds: u64) -> bool {
+        let due = seconds.saturating_add(GRACE_SECS);
+        let at_work = self.times.get(self.first_at(due));
+        let newest = self.times.last().zip(at_work);
+        due < self.evidence.seen_at.as_secs()
+            && newest.is_some_and(|(newest, at_work)| newest - at_work >= GRACE_SECS)
     }
 
-    /// The first sequence after a time, or the next one.
-    fn first_after(&self, seconds: u64) -> u64 {
-        let later = |event: &Event| event.created_at.as_secs() > seconds;
-        let entries = &self.evidence.entries;
-        let found = entries.iter().find(|(_, events)| events.iter().any(later));
-        found.map_or(self.report.entries, |(seq, _)| *seq)
+    /// The first sequence at a time or later, or the next one.
+    fn first_at(&self, seconds: u64) -> usize {
+        self.times.partition_point(|at| *at < seconds)
     }
 
     fn report(mut self) -> Report {
@@ -313,4 +388,10 @@ impl<'a> Auditor<'a> {
         self.report.findings.sort_by_key(|finding| finding.seq);
         self.report
     }
+}
+
+/// Whether a checkpoint's levels are those of a side: all, or the best of them if
+/// it says that it is cut and they are as many as it has to list.
+fn shows(said: &[Level], levels: &[Level], cut: bool) -> bool {
+    said == levels || (cut && said.len() >= LEVELS && levels.starts_with(said))
 }

@@ -29,8 +29,8 @@ impl Board {
     /// Nothing has changed yet.
     pub(super) fn of(state: &State) -> Self {
         let markets = state.seats().all();
-        let known =
-            markets.filter_map(|(id, seat)| Some((seat.epoch, (state.engine().state(id)?, None))));
+        let known = markets
+            .filter_map(|(id, seat)| Some((seat.epoch, (state.engine().state(id)?, seat.last))));
         Self { known: known.collect(), ..Self::default() }
     }
 
@@ -61,11 +61,6 @@ impl Board {
         let epoch = matched.market.epoch;
         self.known.entry(epoch).or_insert((MarketState::Open, None)).1 = Some(last);
         self.changed.entry(epoch).or_default();
-    }
-
-    /// The newest trade of a market, since this process began.
-    pub(super) fn last(&self, epoch: &EpochId) -> Option<LastTrade> {
-        self.known.get(epoch).and_then(|(_, last)| *last)
     }
 
     pub(super) fn take(&mut self) -> (Option<u64>, BTreeMap<EpochId, Change>) {

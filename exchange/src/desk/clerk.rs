@@ -190,11 +190,9 @@ impl Clerk {
     fn snapshot(&self, id: MarketId, head: (u64, nostr::EventId)) -> Snapshot {
         let state = self.replay.state();
         let (engine, seat) = (state.engine(), state.seats().seat(id));
-        let mut book = state.book(id);
+        let book = state.book(id);
         let rules = engine.rules(id);
         let fees = rules.map_or((0, 0), |rules| (rules.maker_fee_ppm, rules.taker_fee_ppm));
-        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        book.last = board.last(&seat.epoch);
         Snapshot {
             market: Market {
                 epoch: seat.epoch,

@@ -20,6 +20,8 @@ pub(super) enum Admission {
     Free,
     /// It gets an entry that refuses it.
     Refused(String),
+    /// Likewise, and its key's further events of this minute get none.
+    TooFast(String),
     /// It gets no entry.
     Ignored(&'static str),
 }
@@ -29,8 +31,10 @@ pub(super) enum Admission {
 pub(super) struct Gate {
     /// Events that have an entry.
     answered: HashSet<EventId>,
-    /// Keys that have one.
-    known: HashSet<PublicKey>,
+    /// Keys that have one, and since when.
+    known: HashMap<PublicKey, Millis>,
+    /// The most work that a key's first event ever needed.
+    most_work: u8,
     /// Entries of each key in this minute.
     minute: (u64, HashMap<PublicKey, u32>),
     /// Burnt commits of each key on this day.
@@ -62,7 +66,7 @@ impl Gate {
         }
         match self.in_minute(&event.pubkey, at).cmp(&rules.events_per_minute) {
             std::cmp::Ordering::Less => {}
-            std::cmp::Ordering::Equal => return Admission::Refused(too_fast(at)),
+            std::cmp::Ordering::Equal => return Admission::TooFast(too_fast(at)),
             std::cmp::Ordering::Greater => {
                 return Admission::Ignored("its key has had its refusal for this minute");
             }
@@ -81,8 +85,20 @@ impl Gate {
 
     /// Whether an event is of a size and by a key that get answers.
     pub(super) fn knows(&self, event: &Event, rules: &Rules) -> bool {
-        let worked = self.known.contains(&event.pubkey) || event.id.check_pow(rules.pow_bits);
+        let worked = self.known.contains_key(&event.pubkey) || event.id.check_pow(rules.pow_bits);
         worked && size(event) <= MAX_EVENT
+    }
+
+    /// Whether an event that came in at `from` or later was by a key that gets
+    /// answers, under whatever rules there were.
+    pub(super) fn knew(&self, event: &Event, from: Millis) -> bool {
+        let known = self.known.get(&event.pubkey).is_some_and(|since| *since < from);
+        (known || event.id.check_pow(self.most_work)) && size(event) <= MAX_EVENT
+    }
+
+    /// Notes the rules that are in force from now on.
+    pub(super) fn ruled(&mut self, rules: &Rules) {
+        self.most_work = self.most_work.max(rules.pow_bits);
     }
 
     /// Whether a key has left too many commits without their offer today.
@@ -95,7 +111,7 @@ impl Gate {
     /// Notes that an event has got its entry.
     pub(super) fn answered(&mut self, event: &Event, at: Millis) {
         self.answered.insert(event.id);
-        self.known.insert(event.pubkey);
+        self.known.entry(event.pubkey).or_insert(at);
         count(&mut self.minute, at.get() / MINUTE_MS, event.pubkey);
     }
 
@@ -183,7 +199,7 @@ mod tests {
             gate.answered(&event, at);
         }
         let fourth = event(&keys, 1_200, "fourth");
-        assert!(matches!(gate.admit(&fourth, true, at, &rules), Admission::Refused(_)));
+        assert!(matches!(gate.admit(&fourth, true, at, &rules), Admission::TooFast(_)));
         gate.answered(&fourth, at);
         let fifth = event(&keys, 1_200, "fifth");
         assert!(matches!(gate.admit(&fifth, true, at, &rules), Admission::Ignored(_)));

@@ -1,7 +1,7 @@
 //! What the engine says becomes what an entry says.
 
 use hashpit_nips::eh04::{MarketId as Address, MarketState};
-use hashpit_nips::eh05::{Effect, Leg, Match, Outcome};
+use hashpit_nips::eh05::{Effect, LastTrade, Leg, Match, Outcome};
 use hashpit_nips::{HashUnits, Millis, Msats};
 use nostr::{EventId, PublicKey};
 
@@ -64,6 +64,8 @@ impl State {
     }
 
     fn matched(&mut self, at: Millis, matched: &engine::Match, all: &mut Consequences) {
+        let last = LastTrade { price: matched.price, lots: matched.lots, at };
+        self.seats.traded(matched.market, last);
         let seat = self.seats.seat(matched.market);
         let leg = |leg: &engine::Leg, fee: Msats| Leg {
             offer: event_id(leg.id),

@@ -8,6 +8,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use cashu::MintUrl;
 use hashpit_nips::eh01::{EpochKeyset, EpochState};
 use hashpit_nips::eh04::{MarketState, Payment, Rules, Way};
+use hashpit_nips::eh05::LastTrade;
 use hashpit_nips::{EpochId, HashUnits, Millis};
 use nostr::{PublicKey, Timestamp};
 
@@ -24,6 +25,8 @@ pub(crate) struct Seat {
     pub(crate) pay: Vec<Payment>,
     /// When a halt or an auction ends.
     pub(crate) until: Option<Millis>,
+    /// Its newest match.
+    pub(crate) last: Option<LastTrade>,
     /// Sequence of the newest entry that changed its state.
     pub(crate) changed: u64,
     /// Whether its epoch has closed.
@@ -78,6 +81,11 @@ impl Seats {
 
     pub(super) fn next_deadline(&self) -> Option<Millis> {
         self.phases.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Notes that offers have met.
+    pub(super) fn traded(&mut self, id: MarketId, last: LastTrade) {
+        self.seats[id.0 as usize].last = Some(last);
     }
 
     /// Notes that a market has changed its state.
@@ -148,6 +156,7 @@ impl Seats {
             lot: rules.lot,
             pay: rules.pay.clone(),
             until: None,
+            last: None,
             changed: 0,
             turned: keyset.state != EpochState::Open,
             over: false,
@@ -229,6 +238,7 @@ impl Seats {
             feed(&seat.lot.get().to_be_bytes());
             feed(serde_json::to_string(&seat.pay).expect("plain data is JSON").as_bytes());
             feed(&seat.until.map_or(0, Millis::get).to_be_bytes());
+            feed(serde_json::to_string(&seat.last).expect("plain data is JSON").as_bytes());
             feed(&seat.changed.to_be_bytes());
             feed(&[u8::from(seat.turned), u8::from(seat.over)]);
             feed(&seat.published.as_secs().to_be_bytes());

@@ -73,6 +73,8 @@ pub struct Consequences {
     pub events: Vec<UnsignedEvent>,
     /// Levels that are not as they were: market, side, price, lots, offers.
     pub depth: Vec<engine::Event>,
+    /// The key whose further events of this minute get no entry.
+    pub too_fast: Option<PublicKey>,
 }
 
 impl Consequences {
@@ -129,13 +131,14 @@ impl State {
         self.gate.is_answered(id)
     }
 
-    /// Whether this exchange owes an event an entry: it is a trader's, for this
-    /// exchange, of a key that is known or has done its proof of work.
-    pub fn owes(&self, event: &Event) -> bool {
-        self.gate.knows(event, &self.rules) && self.concerns(event)
+    /// Whether this exchange owes an entry to an event that came in at `from` or
+    /// later: it is a trader's, for this exchange, of a key that was known before
+    /// that, or with as much proof of work as was ever asked for.
+    pub fn owes(&self, event: &Event, from: Millis) -> bool {
+        self.gate.knew(event, from) && self.concerns(event)
     }
 
-    /// A market's book, all levels.
+    /// A market's book, all levels, and its newest match.
     pub(crate) fn book(&self, market: engine::MarketId) -> Book {
         let levels = |side| {
             let levels = self.engine.levels(market, side);
@@ -146,7 +149,7 @@ impl State {
             bids: levels(Side::Buy),
             asks: levels(Side::Sell),
             cut: false,
-            last: None,
+            last: self.seats.seat(market).last,
         }
     }
 
@@ -184,6 +187,7 @@ impl State {
     fn set_rules(&mut self, at: Millis, rules: &Rules, all: &mut Consequences) {
         self.advance(at, all);
         self.rules = rules.clone();
+        self.gate.ruled(rules);
         self.run(at, Command::SetLimits(limits(rules)), all);
         for market in self.seats.all().map(|(id, _)| id).collect::<Vec<_>>() {
             self.run(at, Command::SetRules(market, markets::market_rules(rules)), all);

@@ -36,6 +36,10 @@ impl super::State {
         let refused = match self.gate.admit(event, timely, at, &self.rules) {
             Admission::Ignored(why) => return Err(why),
             Admission::Refused(reason) => Some(reason),
+            Admission::TooFast(reason) => {
+                all.too_fast = Some(event.pubkey);
+                Some(reason)
+            }
             Admission::Free => None,
         };
         self.advance(at, all);

@@ -5,5 +5,6 @@
 
 mod audit;
 mod cancelling;
+mod collect;
 mod desk;
 mod world;

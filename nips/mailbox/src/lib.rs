@@ -31,6 +31,8 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, warn};
 
+pub use pages::Stored;
+
 /// How long relays keep an encrypted message (NIP-40). A side that was away for
 /// longer asks for what it missed.
 pub const MESSAGE_LIFETIME: Duration = Duration::from_secs(3 * 24 * 60 * 60);
@@ -59,6 +61,9 @@ pub enum MailboxError {
     /// A relay did not tell what it has.
     #[error("{0} did not tell in time what it has stored; is it up?")]
     Silent(RelayUrl),
+    /// A relay told what it was not asked for.
+    #[error("{0} tells other events than it is asked for; use another relay")]
+    Unasked(RelayUrl),
     /// The message could not be sealed.
     #[error(transparent)]
     Message(#[from] MessageError),

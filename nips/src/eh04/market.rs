@@ -233,7 +233,7 @@ impl Market {
             return Err(DecodeError::tag("fee", "needs the maker's and the taker's"));
         };
         let until = optional(event, "until")?.map(|until| decimal("until", until)).transpose()?;
-        Ok(Self {
+        let market = Self {
             epoch: parsed(event, "d")?,
             mint: parsed(event, "mint")?,
             state: parsed(event, "state")?,
@@ -243,6 +243,25 @@ impl Market {
             tick: Price::new(integer(event, "tick")?),
             fee_ppm: (decimal("fee", maker)?, decimal("fee", taker)?),
             pay: all(event, "pay").map(payment).collect::<Result<_, _>>()?,
+        };
+        market.check()?;
+        Ok(market)
+    }
+
+    /// Terms that no rules allow are nobody's: who reckons by them would divide by
+    /// nothing, or overflow.
+    fn check(&self) -> Result<(), DecodeError> {
+        let rules = Rules {
+            lot: self.lot,
+            tick: self.tick,
+            maker_fee_ppm: self.fee_ppm.0,
+            taker_fee_ppm: self.fee_ppm.1,
+            pay: self.pay.clone(),
+            ..Rules::default()
+        };
+        rules.check().map_err(|(rule, why)| {
+            let tag = if rule == "maker_fee_ppm" { "fee" } else { rule };
+            DecodeError::tag(tag, why)
         })
     }
 }
@@ -250,4 +269,42 @@ impl Market {
 fn payment(values: &[String]) -> Result<Payment, DecodeError> {
     let mint = values.get(1).map(|url| url.parse()).transpose();
     Ok(Payment { way: way(values)?, mint: mint.map_err(|error| DecodeError::tag("pay", error))? })
+}
+
+#[cfg(test)]
+mod tests {
+    use nostr::Keys;
+
+    use super::*;
+
+    #[test]
+    fn a_market_has_terms_that_rules_allow() {
+        let keys = Keys::generate();
+        let honest = Market {
+            epoch: EpochId { pool: keys.public_key(), height: 840_000 },
+            mint: "https://pool.example/ehash".parse().unwrap(),
+            state: MarketState::Open,
+            until: None,
+            seq: 1,
+            lot: HashUnits::new(1),
+            tick: Price::new(1),
+            fee_ppm: (0, 1_000_000),
+            pay: vec![Payment { way: Way::Nwc, mint: None }],
+        };
+        let read =
+            |market: &Market| Market::decode(&market.encode().sign_with_keys(&keys).unwrap());
+        assert_eq!(read(&honest).unwrap(), honest);
+        let changes: [fn(&mut Market); 5] = [
+            |market| market.lot = HashUnits::ZERO,
+            |market| market.lot = HashUnits::new(1 << 32),
+            |market| market.tick = Price::ZERO,
+            |market| market.fee_ppm.1 += 1,
+            |market| market.pay.clear(),
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut market = honest.clone();
+            change(&mut market);
+            assert!(read(&market).is_err(), "change {number}");
+        }
+    }
 }
