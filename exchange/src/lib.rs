@@ -123,9 +123,9 @@ impl Exchange {
     /// Opens the exchange in `dir`, making what is not there yet, and compares
     /// its journal with the relays'.
     ///
-    /// `new` is the operator's word that its key never traded, for the case that
-    /// there is no journal and not every relay can be asked. A key that is made
-    /// here needs none.
+    /// `new` is the operator's word that its key never traded, or only from `dir`,
+    /// for the case that not every relay can be asked for a journal, or none that
+    /// had all of it. A key that is made here needs none.
     pub async fn open(config: Config, dir: &Path, new: bool) -> Result<Self, Error> {
         config.check()?;
         let lock = lock(dir)?;
@@ -176,8 +176,8 @@ impl Exchange {
 
         info!("exchange is up");
         let mut outcome = ended(&mut ins).await;
-        // Nobody can ask the desk any more.
-        thread.ended().await;
+        // Nobody can ask the desk any more. If it ended before, that is the reason.
+        outcome = thread.ended().await.map_err(Error::from).and(outcome);
         finish.cancel();
         match timeout(DRAIN, ended(&mut outs)).await {
             Ok(drained) => outcome = outcome.and(drained),
