@@ -27,6 +27,10 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(out).unwrap_or_else(|_| panic!("not JSON: {out:?}\n{err}"))
 }
 
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
 fn complaint(output: &Output) -> String {
     assert!(!output.status.success());
     String::from_utf8(output.stderr.clone()).unwrap()
@@ -80,22 +84,28 @@ fn an_epochs_offer_that_has_ended_is_not_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let offered =
         json(&run(dir.path(), &["up", "--port-base", "0", "--exit-after", "offer", "--json"]));
-    let own = |args: &[&str]| json(&run(dir.path(), &[&["offer"], args, &["--json"]].concat()));
+    let (exchange, id) = (text(&offered["exchange"]), text(&offered["offer"]["id"]));
     let log = dir.path().join("up.log");
     let start = || {
         let mut command = hashpit(dir.path());
         command.args(["-v", "up", "--port-base", "0"]);
         Process::start(&mut command, &log).unwrap()
     };
+    // The newest of the log's relays is the one that is up.
+    let own = |up: &Process, args: &[&str]| {
+        let said = up.output();
+        let relay = said.lines().filter_map(|line| line.trim().strip_prefix("relay      ")).last();
+        let at = ["--exchange", exchange, "--relay", relay.unwrap(), "--json"];
+        json(&run(dir.path(), &[&["offer"], args, &at].concat()))
+    };
     let mut up = start();
-    let id = offered["offer"]["id"].as_str().unwrap();
-    wait_for("offer", || up.output().contains("on offer").then_some(()));
-    assert_eq!(own(&["cancel", id])["outcome"], "accepted");
+    wait_for("offer", || up.output().contains("offered ehash").then_some(()));
+    assert_eq!(own(&up, &["cancel", id])["outcome"], "accepted");
     assert!(up.terminate().unwrap().success(), "{}", up.output());
 
     let mut up = start();
     wait_for("word", || up.output().contains("not made again").then_some(()));
-    let all = own(&["list", "--all"]);
+    let all = own(&up, &["list", "--all"]);
     let all: Vec<_> = all.as_array().unwrap().iter().map(|it| (&it["id"], &it["state"])).collect();
     assert_eq!(all, [(&id.into(), &"canceled".into())]);
     assert!(up.terminate().unwrap().success(), "{}", up.output());
