@@ -171,7 +171,8 @@ impl Exchange {
         let mut ins: JoinSet<Result<(), Error>> = JoinSet::new();
         let feed = Feed::new(desk.clone(), keys, mailbox.clone(), &config, newest);
         ins.spawn(part(stop.clone(), feed.run(config.clone(), stop.clone())));
-        let intake = Intake::new(desk, mailbox.clone(), config.pools, newest);
+        let intake =
+            Intake::open(desk, mailbox.clone(), &config.relays, config.pools, newest).await?;
         ins.spawn(part(stop.clone(), intake.run(stop.clone())));
 
         info!("exchange is up");
