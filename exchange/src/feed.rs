@@ -22,7 +22,7 @@ use crate::desk::{Desk, Snapshot};
 use crate::{Error, now};
 use stamps::Stamps;
 
-/// Levels of a side that a checkpoint lists.
+/// Levels of a side that a checkpoint or a depth event lists.
 pub(crate) const LEVELS: usize = 500;
 /// Checkpoints on their way at one time.
 const IN_FLIGHT: usize = 16;
@@ -136,15 +136,18 @@ impl Feed {
         let (Some(seq), changes) = self.desk.take_changes() else { return };
         for (epoch, change) in changes {
             let shown = self.shown(epoch);
-            shown.depth += 1;
-            let number = shown.depth;
             if shown.state.replace(change.state) != Some(change.state) {
                 self.due.insert(epoch);
             }
             self.changed.insert(epoch);
-            let event = self.depth(epoch, number, seq, change);
-            if let Err(error) = self.mailbox.cast(&event).await {
-                debug!(%error, "depth was not told");
+            for part in parts(change) {
+                let shown = self.shown(epoch);
+                shown.depth += 1;
+                let number = shown.depth;
+                let event = self.depth(epoch, number, seq, part);
+                if let Err(error) = self.mailbox.cast(&event).await {
+                    debug!(%error, "depth was not told");
+                }
             }
         }
     }
@@ -227,6 +230,22 @@ impl Feed {
     }
 }
 
+/// A change as it is published, one event after the other: each with as many
+/// levels as a relay takes.
+fn parts(mut change: Change) -> Vec<Change> {
+    let mut parts = Vec::new();
+    loop {
+        let bids = change.bids.split_off(LEVELS.min(change.bids.len()));
+        let asks = change.asks.split_off(LEVELS.min(change.asks.len()));
+        let rest = Change { bids, asks, ..change };
+        let last = rest.bids.is_empty() && rest.asks.is_empty();
+        parts.push(std::mem::replace(&mut change, rest));
+        if last {
+            return parts;
+        }
+    }
+}
+
 /// A snapshot as it is published: with as many levels as a relay takes.
 fn checkpoint(snapshot: Snapshot, depth: u64) -> Checkpoint {
     let Book { state, mut bids, mut asks, cut, last } = snapshot.book;
@@ -241,5 +260,29 @@ fn checkpoint(snapshot: Snapshot, depth: u64) -> Checkpoint {
         depth,
         at: snapshot.at,
         book: Book { state, bids, asks, cut, last },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hashpit_nips::Price;
+    use hashpit_nips::eh05::Level;
+
+    use super::*;
+
+    #[test]
+    fn a_change_of_many_levels_is_told_in_parts() {
+        let levels = |n| (0..n).map(|price| Level(Price::new(price), 1, 1)).collect::<Vec<_>>();
+        let change = |bids, asks| {
+            let (bids, asks) = (levels(bids), levels(asks));
+            Change { state: MarketState::Open, bids, asks, last: None }
+        };
+        assert_eq!(parts(change(0, 0)).len(), 1, "a change of state");
+        assert_eq!(parts(change(500, 500)).len(), 1);
+        let told = parts(change(1201, 3));
+        let sizes: Vec<_> = told.iter().map(|part| (part.bids.len(), part.asks.len())).collect();
+        assert_eq!(sizes, [(500, 3), (500, 0), (201, 0)]);
+        let bids: Vec<_> = told.into_iter().flat_map(|part| part.bids).collect();
+        assert_eq!(bids, levels(1201));
     }
 }

@@ -21,6 +21,8 @@ use tracing::{debug, warn};
 
 use crate::Error;
 use crate::desk::{Answer, Desk, DeskError};
+use crate::journal::{Journal, JournalError};
+use crate::reader::blocking;
 
 /// Events that wait for the desk at one time. When there are so many, no more is
 /// read; what is lost by that is read again from the relays.
@@ -58,31 +60,35 @@ pub(crate) struct Intake {
 type Submission = BoxFuture<'static, (EventId, Result<Answer, DeskError>)>;
 
 impl Intake {
-    /// An intake from the mailbox's relays. `newest` is the time of the newest
-    /// entry: what is older has its answer.
-    pub(crate) fn new(
+    /// An intake from `relays`, each from where it was read to before. `newest` is
+    /// the time of the newest entry: a relay that was never read is read from there.
+    pub(crate) async fn open(
         desk: Desk,
         mailbox: Mailbox,
+        relays: &[RelayUrl],
         pools: Vec<PublicKey>,
         newest: Option<Timestamp>,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let exchange = mailbox.public_key();
         let begin = newest.map_or(Timestamp::from(0), |newest| newest - OVERLAP_SECS);
         let (backlog, stored) = mpsc::channel(IN_FLIGHT);
-        Self {
+        let relays = relays.to_vec();
+        let since = blocking(desk.journal(), move |journal| starts(journal, relays, begin));
+        let since = since.await?;
+        Ok(Self {
             desk,
             mailbox,
             exchange,
             pools,
             begin,
-            since: HashMap::new(),
+            since,
             steady: HashSet::new(),
             owing: HashSet::new(),
             again: HashSet::new(),
             backlog,
             stored: Some(stored),
             readings: JoinSet::new(),
-        }
+        })
     }
 
     /// Runs until `stop`; what the desk was given then still gets its place.
@@ -106,9 +112,9 @@ impl Intake {
                     settle(id, answer)?;
                 }
                 Some(read) = self.readings.join_next(), if !self.readings.is_empty() => {
-                    self.has_told(read.expect("reading does not panic"));
+                    self.has_told(read.expect("reading does not panic")).await?;
                 }
-                _ = look.tick() => self.look().await,
+                _ = look.tick() => self.look().await?,
                 Some(event) = stored.recv(), if room => submissions.extend(self.submit(event)),
                 arrival = inbox.next(), if room => match arrival {
                     Some(Arrival::Event(event)) => submissions.extend(self.submit(*event)),
@@ -165,11 +171,14 @@ impl Intake {
         });
     }
 
-    fn has_told(&mut self, read: (RelayUrl, Timestamp, Result<(), MailboxError>)) {
+    async fn has_told(
+        &mut self,
+        read: (RelayUrl, Timestamp, Result<(), MailboxError>),
+    ) -> Result<(), Error> {
         match read {
             (relay, begun, Ok(())) => {
                 self.owing.remove(&relay);
-                self.since.insert(relay.clone(), begun - OVERLAP_SECS);
+                self.note(&relay, begun - OVERLAP_SECS).await?;
                 if self.again.remove(&relay) {
                     self.read_stored(relay);
                 }
@@ -177,16 +186,28 @@ impl Intake {
             // Stays owing, and is asked again at the next look.
             (relay, _, Err(error)) => debug!(%relay, %error, "what it has stored is not known yet"),
         }
+        Ok(())
+    }
+
+    /// Notes that a relay was read up to `until`, for the next start, too.
+    async fn note(&mut self, relay: &RelayUrl, until: Timestamp) -> Result<(), Error> {
+        self.since.insert(relay.clone(), until);
+        let name = cursor(relay);
+        let noted = blocking(self.desk.journal(), move |journal| {
+            journal.set_cursor(&name, until.as_secs())
+        });
+        Ok(noted.await?)
     }
 
     /// Moves on the time from which relays are to be read, for those that have
     /// been connected throughout; asks those again that owe an answer.
-    async fn look(&mut self) {
+    async fn look(&mut self) -> Result<(), Error> {
         let reached: HashSet<RelayUrl> = self.mailbox.reached().await.into_iter().collect();
         let before = Timestamp::now() - (OVERLAP_SECS + LOOK.as_secs());
-        for relay in reached.intersection(&self.steady) {
+        let steady = std::mem::take(&mut self.steady);
+        for relay in reached.intersection(&steady) {
             if !self.owing.contains(relay) {
-                self.since.insert(relay.clone(), before);
+                self.note(relay, before).await?;
             }
         }
         if self.readings.is_empty() {
@@ -197,6 +218,7 @@ impl Intake {
             }
         }
         self.steady = reached;
+        Ok(())
     }
 
     /// Where live events were lost, they are read from the relays.
@@ -210,6 +232,33 @@ impl Intake {
             self.read_stored(relay);
         }
     }
+}
+
+/// The name under which the journal keeps how far a relay was read.
+fn cursor(relay: &RelayUrl) -> String {
+    format!("intake:{relay}")
+}
+
+/// From when on each relay is to be read. One that was never read is noted with
+/// `begin`, lest it be read only from a later start on.
+fn starts(
+    journal: &Journal,
+    relays: Vec<RelayUrl>,
+    begin: Timestamp,
+) -> Result<HashMap<RelayUrl, Timestamp>, JournalError> {
+    let mut starts = HashMap::new();
+    for relay in relays {
+        let name = cursor(&relay);
+        let noted = match journal.cursor(&name)? {
+            0 => {
+                journal.set_cursor(&name, begin.as_secs())?;
+                begin
+            }
+            seconds => Timestamp::from(seconds),
+        };
+        starts.insert(relay, noted);
+    }
+    Ok(starts)
 }
 
 async fn read(
@@ -236,4 +285,25 @@ fn settle(id: EventId, answer: Result<Answer, DeskError>) -> Result<(), Error> {
         Answer::Ignored(reason) => debug!(event = %id, reason, "ignored"),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_that_was_never_read_keeps_its_beginning_over_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        let relay = |name: &str| RelayUrl::parse(&format!("ws://{name}.example")).unwrap();
+        let (read, down) = (relay("read"), relay("down"));
+        let begin_at = |seconds| {
+            let journal = Journal::open(dir.path()).unwrap();
+            let relays = vec![read.clone(), down.clone()];
+            let starts = starts(&journal, relays, Timestamp::from(seconds)).unwrap();
+            journal.set_cursor(&cursor(&read), seconds + 50).unwrap();
+            [starts[&read].as_secs(), starts[&down].as_secs()]
+        };
+        assert_eq!(begin_at(100), [100, 100]);
+        assert_eq!(begin_at(200), [150, 100], "each from where it was read to");
+    }
 }

@@ -123,9 +123,9 @@ impl Exchange {
     /// Opens the exchange in `dir`, making what is not there yet, and compares
     /// its journal with the relays'.
     ///
-    /// `new` is the operator's word that its key never traded, for the case that
-    /// there is no journal and not every relay can be asked. A key that is made
-    /// here needs none.
+    /// `new` is the operator's word that its key never traded, or only from `dir`,
+    /// for the case that not every relay can be asked for a journal, or none that
+    /// had all of it. A key that is made here needs none.
     pub async fn open(config: Config, dir: &Path, new: bool) -> Result<Self, Error> {
         config.check()?;
         let lock = lock(dir)?;
@@ -171,13 +171,14 @@ impl Exchange {
         let mut ins: JoinSet<Result<(), Error>> = JoinSet::new();
         let feed = Feed::new(desk.clone(), keys, mailbox.clone(), &config, newest);
         ins.spawn(part(stop.clone(), feed.run(config.clone(), stop.clone())));
-        let intake = Intake::new(desk, mailbox.clone(), config.pools, newest);
+        let intake =
+            Intake::open(desk, mailbox.clone(), &config.relays, config.pools, newest).await?;
         ins.spawn(part(stop.clone(), intake.run(stop.clone())));
 
         info!("exchange is up");
         let mut outcome = ended(&mut ins).await;
-        // Nobody can ask the desk any more.
-        thread.ended().await;
+        // Nobody can ask the desk any more. If it ended before, that is the reason.
+        outcome = thread.ended().await.map_err(Error::from).and(outcome);
         finish.cancel();
         match timeout(DRAIN, ended(&mut outs)).await {
             Ok(drained) => outcome = outcome.and(drained),

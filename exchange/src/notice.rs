@@ -1,10 +1,11 @@
 //! Tells both traders of a match, encrypted (NIP-59), so that a wallet that was
 //! away finds it without reading the journal. The match itself is public.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use hashpit_mailbox::Mailbox;
+use hashpit_mailbox::{Delivery, Mailbox};
 use hashpit_nips::kind;
 use nostr_sdk::{Event, EventBuilder, JsonUtil, Keys, PublicKey, Tag};
 use tokio::time::sleep;
@@ -22,6 +23,8 @@ const BATCH: usize = 64;
 const IN_FLIGHT: usize = 32;
 /// Pause after no relay took a notice.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Refusals after which a notice is set aside.
+const TRIES: u32 = 5;
 
 /// Sends notices until `finish`, and then those that are due; a notice may be
 /// sent twice, and names the match by its id.
@@ -31,6 +34,7 @@ pub(crate) async fn run(
     mailbox: Mailbox,
     finish: CancellationToken,
 ) -> Result<(), Error> {
+    let told = AtomicBool::new(false);
     while reader.wait(reader.noted(), &finish).await {
         let records = reader.read(reader.noted(), BATCH).await?;
         let Some((last, _)) = records.last() else { continue };
@@ -39,23 +43,39 @@ pub(crate) async fn run(
         let notices = tokio::task::spawn_blocking(move || notices(&keys, &records)).await;
         let notices =
             notices.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        stream::iter(notices)
-            .for_each_concurrent(IN_FLIGHT, |notice| publish(&mailbox, notice))
-            .await;
+        stream::iter(notices.into_iter().map(Ok))
+            .try_for_each_concurrent(IN_FLIGHT, |notice| publish(&mailbox, notice, &told))
+            .await?;
         reader.note(next).await?;
     }
     Ok(())
 }
 
-async fn publish(mailbox: &Mailbox, notice: Event) {
-    let mut told = false;
-    while let Err(error) = mailbox.publish(&notice).await {
-        if !std::mem::replace(&mut told, true) {
-            warn!(%error, "a notice of a match waits for a relay");
+/// Publishes a notice, unless relays that answer refuse it time and again: what
+/// they do not want must not hold up the others. The match itself is public.
+async fn publish(mailbox: &Mailbox, notice: Event, told: &AtomicBool) -> Result<(), Error> {
+    let mut refused = 0;
+    loop {
+        let answers = mailbox.deliver(&notice).await?;
+        if answers.values().any(|answer| *answer == Delivery::Stored) {
+            debug!(notice = %notice.id, "notice sent");
+            return Ok(());
+        }
+        let reason = answers.into_values().find_map(|answer| match answer {
+            Delivery::Refused(reason) => Some(reason),
+            _ => None,
+        });
+        if let Some(reason) = reason {
+            refused += 1;
+            if refused == TRIES {
+                if !told.swap(true, Ordering::Relaxed) {
+                    warn!(reason, "relays refuse notices of matches; those are left out");
+                }
+                return Ok(());
+            }
         }
         sleep(PAUSE).await;
     }
-    debug!(notice = %notice.id, "notice sent");
 }
 
 /// Notices for every match of the records; encrypting takes its time.

@@ -43,6 +43,19 @@ pub enum RecoveryError {
         /// All of them.
         relays: usize,
     },
+    /// A journal on disk, and no word from a relay that could know more.
+    #[error(
+        "no relay that had all of the journal tells whether it holds more than the disk ({silent} \
+         of {relays} gave no answer). Were the disk an old copy, a second journal would begin. \
+         Bring the relays up; or, if this directory is the one that this key traded from last, \
+         start with --new"
+    )]
+    Unheard {
+        /// Relays that gave no answer.
+        silent: usize,
+        /// All of them.
+        relays: usize,
+    },
     /// A relay holds an entry that contradicts the one on disk.
     #[error(
         "the relays hold another entry {seq} than the disk: {theirs}, not {ours}. Someone else \
@@ -111,6 +124,8 @@ pub enum RecoveryError {
 struct Survey {
     /// Relays that told all they were asked.
     answered: usize,
+    /// Whether one of them had as much of the journal as any, by the disk.
+    current: bool,
     /// The newest entries of each relay, by sequence.
     entries: BTreeMap<u64, BTreeSet<EventId>>,
     /// The highest sequence that a checkpoint names.
@@ -118,7 +133,7 @@ struct Survey {
 }
 
 /// Compares the journal with the relays', and adds what it lacks. `new` is the
-/// operator's word that this key never traded.
+/// operator's word that this key never traded, or only from this disk.
 pub(crate) async fn recover(
     journal: &Arc<Journal>,
     keys: &Keys,
@@ -146,10 +161,13 @@ async fn recover_from(
 ) -> Result<(), Error> {
     let key = keys.public_key();
     let surveys = join_all(mailboxes.iter().map(|mailbox| survey(key, mailbox))).await;
+    let cursors = mailboxes.iter().map(|(relay, _)| journal.cursor(relay.to_string().as_str()));
+    let cursors = cursors.collect::<Result<Vec<_>, _>>()?;
     let mut all = Survey::default();
-    for survey in surveys {
+    for (survey, cursor) in surveys.into_iter().zip(&cursors) {
         let survey = survey?;
         all.answered += survey.answered;
+        all.current |= survey.answered > 0 && Some(cursor) == cursors.iter().max();
         all.named = all.named.max(survey.named);
         for (seq, ids) in survey.entries {
             all.entries.entry(seq).or_default().extend(ids);
@@ -259,6 +277,9 @@ fn missing(
     }
     match (newest, theirs) {
         (None, _) if silent > 0 && !new => Err(RecoveryError::Unknown { silent, relays }),
+        _ if ours.is_some() && !survey.current && !new => {
+            Err(RecoveryError::Unheard { silent, relays })
+        }
         (_, Some(theirs)) if ours.is_none_or(|ours| theirs > ours) => {
             Ok(Some((ours.map_or(0, |ours| ours + 1), theirs)))
         }

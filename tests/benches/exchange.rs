@@ -65,7 +65,7 @@ async fn run(offers: usize) {
 
     let before = desk.digest().await.unwrap();
     drop(desk);
-    thread.ended().await;
+    thread.ended().await.unwrap();
     let begun = Instant::now();
     let (desk, thread) = open(dir.path(), &keys).await;
     let replayed = begun.elapsed();
@@ -74,7 +74,7 @@ async fn run(offers: usize) {
     let million = replayed.as_secs_f64() * 1e6 / entries as f64;
     println!("{entries} journal entries followed again: {replayed:.1?}; a million: {million:.1} s");
     drop(desk);
-    thread.ended().await;
+    thread.ended().await.unwrap();
 }
 
 async fn open(dir: &Path, keys: &Keys) -> (Desk, DeskThread) {

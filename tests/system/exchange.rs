@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use hashpit_nips::eh01::EpochState;
 use hashpit_nips::eh05::Match;
@@ -13,6 +14,7 @@ use hashpit_tests::house::RelayHouse;
 use nostr_sdk::{Filter, Keys, RelayUrl, Timestamp, ToBech32};
 use serde_json::Value;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 /// A data directory with a wallet, whose configuration names the exchange.
 struct Home(PathBuf);
@@ -86,8 +88,9 @@ async fn two_traders_meet_and_anyone_can_check_the_exchange() {
     let bought = buyer.json(&["offer", "make", "buy", "4", "--price", "2000", "--hidden"]).await;
     assert_eq!(bought["outcome"], "accepted");
     assert_eq!(bought["matches"].as_array().unwrap().len(), 1, "{bought}");
-    // A checkpoint follows within a second or two.
-    while buyer.json(&["book"]).await["asks"][0]["lots"] != "6" {}
+    // A checkpoint follows within a second or two. A level is price, lots, offers.
+    let six_left = async { while buyer.json(&["book"]).await["asks"][0][1] != "6" {} };
+    timeout(Duration::from_secs(30), six_left).await.expect("the book shows six lots");
     let own = seller.json(&["offer", "list"]).await;
     assert_eq!((&own[0]["filled"], &own[0]["left"]), (&"4".into(), &"6".into()), "{own}");
     let amended = ["offer", "amend", own[0]["id"].as_str().unwrap(), "--price", "1600"];

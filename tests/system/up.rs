@@ -27,6 +27,10 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(out).unwrap_or_else(|_| panic!("not JSON: {out:?}\n{err}"))
 }
 
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
 fn complaint(output: &Output) -> String {
     assert!(!output.status.success());
     String::from_utf8(output.stderr.clone()).unwrap()
@@ -66,6 +70,45 @@ fn one_command_turns_work_into_tokens_and_a_second_start_goes_on() {
     assert_eq!(third["exchange"], second["exchange"]);
     assert_eq!(third["offer"]["unit"], first["unit"]);
     assert_ne!(third["offer"]["lots"], "0");
+
+    // While it stands, it is the offer of every later start.
+    let fourth = json(&run(dir.path(), &up));
+    assert_eq!(fourth["unit"], first["unit"]);
+    for what in ["id", "lots", "seq"] {
+        assert_eq!(fourth["offer"][what], third["offer"][what], "{what}");
+    }
+}
+
+#[test]
+fn an_epochs_offer_that_has_ended_is_not_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let offered =
+        json(&run(dir.path(), &["up", "--port-base", "0", "--exit-after", "offer", "--json"]));
+    let (exchange, id) = (text(&offered["exchange"]), text(&offered["offer"]["id"]));
+    let log = dir.path().join("up.log");
+    let start = || {
+        let mut command = hashpit(dir.path());
+        command.args(["-v", "up", "--port-base", "0"]);
+        Process::start(&mut command, &log).unwrap()
+    };
+    // The newest of the log's relays is the one that is up.
+    let own = |up: &Process, args: &[&str]| {
+        let said = up.output();
+        let relay = said.lines().filter_map(|line| line.trim().strip_prefix("relay      ")).last();
+        let at = ["--exchange", exchange, "--relay", relay.unwrap(), "--json"];
+        json(&run(dir.path(), &[&["offer"], args, &at].concat()))
+    };
+    let mut up = start();
+    wait_for("offer", || up.output().contains("offered ehash").then_some(()));
+    assert_eq!(own(&up, &["cancel", id])["outcome"], "accepted");
+    assert!(up.terminate().unwrap().success(), "{}", up.output());
+
+    let mut up = start();
+    wait_for("word", || up.output().contains("not made again").then_some(()));
+    let all = own(&up, &["list", "--all"]);
+    let all: Vec<_> = all.as_array().unwrap().iter().map(|it| (&it["id"], &it["state"])).collect();
+    assert_eq!(all, [(&id.into(), &"canceled".into())]);
+    assert!(up.terminate().unwrap().success(), "{}", up.output());
 }
 
 #[test]

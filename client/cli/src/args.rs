@@ -125,8 +125,8 @@ pub struct Pool {
 
 #[derive(Debug, clap::Args)]
 pub struct Exchange {
-    /// This exchange's key never traded: start without a journal, although not
-    /// every relay can be asked for one.
+    /// This exchange's key never traded, or only from this directory: start
+    /// although the relays cannot be asked whether they hold more of its journal.
     #[arg(long)]
     pub new: bool,
 }

@@ -62,19 +62,20 @@ impl Exchange {
 
     async fn connect_at(key: PublicKey, relays: Vec<RelayUrl>) -> Result<Self, TradeError> {
         let mailbox = Mailbox::connect(Keys::generate(), &relays).await?;
-        let filter = Filter::new().author(key).kinds([kind::EXCHANGE, kind::MARKET]).limit(PAGE);
-        let (events, answered) = mailbox.fetch(filter.clone(), PATIENCE).await?;
-        let events = newest_of_each(events.into_iter().filter(|event| asked_for(&filter, event)));
-        let infos = events.iter().filter(|event| {
-            event.kind == kind::EXCHANGE && event.tags.identifier() == Some(ExchangeInfo::D)
-        });
-        let Some(info) = infos.filter_map(|event| ExchangeInfo::decode(event).ok()).next() else {
+        // Apart: a relay tells the newest of what is asked for, and there may be more
+        // markets than it tells at once.
+        let by_it = Filter::new().author(key);
+        let info = by_it.clone().kind(kind::EXCHANGE).identifier(ExchangeInfo::D);
+        let markets = by_it.kind(kind::MARKET).limit(PAGE);
+        let ((infos, answered), (markets, _)) =
+            tokio::try_join!(newest(&mailbox, info), newest(&mailbox, markets))?;
+        let Some(info) = infos.iter().find_map(|event| ExchangeInfo::decode(event).ok()) else {
             mailbox.close().await;
             let error =
                 if answered == 0 { TradeError::NoRelay } else { TradeError::NoExchange(key) };
             return Err(error);
         };
-        let markets = events.iter().filter_map(|event| Market::decode(event).ok());
+        let markets = markets.iter().filter_map(|event| Market::decode(event).ok());
         let mut markets: Vec<_> = markets.collect();
         markets.sort_by_key(|market| (market.epoch.pool, market.epoch.height));
         Ok(Self { key, relays, mailbox, info, markets, heard: Mutex::default() })
@@ -231,6 +232,14 @@ impl Exchange {
     fn heard(&self) -> MutexGuard<'_, HashMap<EventId, Event>> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the relays have that matches, the newest of each address, and how many of
+/// them told all.
+async fn newest(mailbox: &Mailbox, filter: Filter) -> Result<(Vec<Event>, usize), TradeError> {
+    let (events, answered) = mailbox.fetch(filter.clone(), PATIENCE).await?;
+    let asked = events.into_iter().filter(|event| asked_for(&filter, event));
+    Ok((newest_of_each(asked), answered))
 }
 
 impl Trade {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::eh04::{Action, Command, DecodeError, Market, Offer, Terms};
-use hashpit_nips::eh05::{Entry, Outcome};
+use hashpit_nips::eh05::{Effect, Entry, Outcome};
 use hashpit_nips::{EpochId, Lots, Millis, kind};
 use nostr_sdk::{Event, EventBuilder, EventId, Filter, Keys, Timestamp};
 use tokio::time::timeout;
 
 use super::exchange::{PATIENCE, asked_for};
 use super::offers::{DEFERRED, Records};
-use super::{Exchange, OwnOffer, Standing, Trade, TradeError};
+use super::{End, Exchange, OwnOffer, Standing, Trade, TradeError};
 
 /// How long the exchange may take to answer; it does within a second.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -52,6 +52,9 @@ pub struct Answer {
     pub at: Millis,
     /// What became of it.
     pub outcome: Outcome,
+    /// How the offer that was sent has ended in the same entry, if it has: what
+    /// could not be had at once, say.
+    pub ended: Option<End>,
     /// What it matched at once, as far as the relays told.
     pub matches: Vec<Trade>,
 }
@@ -284,8 +287,12 @@ impl Trader {
             self.collect(event.id, lots, &mut matches).await;
         }
         matches.sort_by_key(|trade| (trade.terms.seq, trade.terms.index));
-        let Entry { seq, at, outcome, .. } = entry;
-        Ok(Answer { event: event.id, d: None, seq, at, outcome, matches })
+        let Entry { seq, at, outcome, effects, .. } = entry;
+        let ended = effects.iter().find_map(|effect| match effect {
+            Effect::Ended(id, why) if *id == event.id => Some(End::named(why)),
+            _ => None,
+        });
+        Ok(Answer { event: event.id, d: None, seq, at, outcome, ended, matches })
     }
 
     /// Gathers matches of `offer` until all `lots` have one, or no more come.

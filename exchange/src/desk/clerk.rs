@@ -13,14 +13,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::board::Board;
 use super::{Answer, Clock, Snapshot};
 use crate::engine::MarketId;
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, JournalError};
 use crate::replay::Replay;
 use crate::state::Consequences;
 
 /// Events that become durable together.
 const MAX_BATCH: usize = 256;
-/// Pause before a journal that the disk refuses is written again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// What the desk is asked.
 #[derive(Debug)]
@@ -59,33 +57,38 @@ impl Clerk {
     }
 
     /// Makes these rules an entry if they are not in force.
-    pub(super) fn set_rules(&mut self, rules: Rules) {
+    pub(super) fn set_rules(&mut self, rules: Rules) -> Result<(), JournalError> {
         let state = self.replay.state();
         if state.next() == 0 || *state.rules() != rules {
             let taken = self.enter(Subject::Rules(rules));
             taken.expect("rules always have a place in the journal");
-            self.commit();
+            self.commit()?;
         }
+        Ok(())
     }
 
-    /// Serves until nobody can ask any more.
-    pub(super) fn run(mut self, runtime: &Handle, mut requests: mpsc::Receiver<Request>) {
+    /// Serves until nobody can ask any more, or the journal cannot be written.
+    pub(super) fn run(
+        mut self,
+        runtime: &Handle,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> Result<(), JournalError> {
         loop {
             match runtime.block_on(self.next(&mut requests)) {
-                Next::Gone => return,
+                Next::Gone => return Ok(()),
                 Next::Due => self.pass_time(),
                 Next::Request(request) => {
                     self.pass_time();
-                    self.serve(request);
+                    self.serve(request)?;
                     while self.waiting.len() < MAX_BATCH
                         && let Ok(request) = requests.try_recv()
                     {
                         self.pass_time();
-                        self.serve(request);
+                        self.serve(request)?;
                     }
                 }
             }
-            self.commit();
+            self.commit()?;
         }
     }
 
@@ -110,7 +113,7 @@ impl Clerk {
         }
     }
 
-    fn serve(&mut self, request: Request) {
+    fn serve(&mut self, request: Request) -> Result<(), JournalError> {
         match request {
             Request::Submit { event, answer } => {
                 let is_pools = event.kind == kind::EPOCH_KEYSET;
@@ -122,16 +125,17 @@ impl Clerk {
                 self.waiting.push((answer, said));
             }
             Request::Snapshots { of, answer } => {
-                self.commit();
+                self.commit()?;
                 // Nobody waits any more: nothing is lost.
                 let _ = answer.send(self.snapshots(of.as_deref()));
             }
             Request::Digest { answer } => {
-                self.commit();
+                self.commit()?;
                 let state = self.replay.state();
                 let _ = answer.send((state.next().checked_sub(1), state.digest()));
             }
         }
+        Ok(())
     }
 
     /// Never earlier than the newest entry, whatever the clock says.
@@ -157,15 +161,15 @@ impl Clerk {
         event.sign_with_keys(&self.keys).expect("a key that we hold signs any event")
     }
 
-    /// Makes what was entered durable, then says so. A disk that refuses is asked
-    /// again for ever: nothing is answered meanwhile.
-    fn commit(&mut self) {
+    /// Makes what was entered durable, then says so.
+    ///
+    /// A disk that refuses is not asked again: sled takes nothing more after its
+    /// first error, and what the disk has of the batch is known only once the
+    /// journal is opened anew. Nothing of it was answered.
+    fn commit(&mut self) -> Result<(), JournalError> {
         if let Some((newest, _)) = self.batch.last() {
             let newest = *newest;
-            while let Err(error) = self.journal.append(&self.batch) {
-                tracing::error!(%error, "the journal cannot be written; no offer is answered");
-                std::thread::sleep(RETRY);
-            }
+            self.journal.append(&self.batch)?;
             self.batch.clear();
             let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
             for (entry, all) in self.changes.drain(..) {
@@ -178,6 +182,7 @@ impl Clerk {
             // Who has gone reads the journal.
             let _ = waiting.send(answer);
         }
+        Ok(())
     }
 
     fn snapshots(&self, of: Option<&[EpochId]>) -> Vec<Snapshot> {

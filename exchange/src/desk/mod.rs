@@ -59,6 +59,12 @@ pub enum DeskError {
     /// The journal could not be read.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The journal could not be written.
+    #[error(
+        "the exchange stops, since its journal cannot be written: {0}. Whatever is not in it was \
+         not answered; make room on the disk, and start again"
+    )]
+    NotWritten(JournalError),
     /// The journal is not what this exchange has done by its rules.
     #[error(
         "entry {seq} of the journal is not what the entries before it lead to: {fault}; this is \
@@ -83,15 +89,18 @@ pub struct Desk {
 
 /// The desk's thread. It ends when every [`Desk`] is gone.
 #[derive(Debug)]
-pub struct DeskThread(JoinHandle<()>);
+pub struct DeskThread(JoinHandle<Result<(), JournalError>>);
 
 impl DeskThread {
     /// Waits for its end: all that was taken in is durable then.
-    pub async fn ended(self) {
+    ///
+    /// Errors if it ended before, because the journal could not be written; what
+    /// had no answer may be durable or not, and is at the next start.
+    pub async fn ended(self) -> Result<(), DeskError> {
         let joined = tokio::task::spawn_blocking(|| self.0.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
-            tracing::error!("the desk has failed");
-        }
+        let joined = joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let served = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        served.map_err(DeskError::NotWritten)
     }
 }
 
@@ -110,7 +119,7 @@ impl Desk {
         let board = Arc::new(Mutex::new(Board::of(replay.state())));
         let mut clerk =
             Clerk::new(replay, keys, clock, Arc::clone(&journal), newest_out, Arc::clone(&board));
-        clerk.set_rules(rules);
+        clerk.set_rules(rules).map_err(DeskError::NotWritten)?;
         let runtime = tokio::runtime::Handle::current();
         let thread = std::thread::Builder::new()
             .name("desk".to_owned())

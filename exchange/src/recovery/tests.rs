@@ -11,7 +11,7 @@ fn id(seq: u64, chain: u8) -> EventId {
 /// A survey of relays that answered, and hold these sequences of chain 0.
 fn holding(range: RangeInclusive<u64>) -> Survey {
     let entries = range.map(|seq| (seq, BTreeSet::from([id(seq, 0)]))).collect();
-    Survey { answered: 2, entries, named: None }
+    Survey { answered: 2, current: true, entries, named: None }
 }
 
 /// What is missing on a disk that holds chain 0 up to `ours`, with two relays.
@@ -28,9 +28,19 @@ fn decide(
 fn a_disk_that_has_all_needs_nothing() {
     assert_eq!(decide(&holding(3..=7), Some(7), false).unwrap(), None);
     assert_eq!(decide(&holding(3..=7), Some(9), false).unwrap(), None);
-    assert_eq!(decide(&Survey { answered: 2, ..Survey::default() }, Some(0), false).unwrap(), None);
-    let silent = Survey::default();
-    assert_eq!(decide(&silent, Some(4), false).unwrap(), None, "the disk is enough");
+    let empty = Survey { answered: 1, current: true, ..Survey::default() };
+    assert_eq!(decide(&empty, Some(0), false).unwrap(), None, "one relay's word is enough");
+}
+
+#[test]
+fn a_disk_that_may_be_an_old_copy_needs_the_word_of_a_relay_that_had_all_or_the_operators() {
+    let lagging = Survey { answered: 1, current: false, ..holding(3..=7) };
+    for (survey, silent) in [(Survey::default(), 2), (lagging, 1)] {
+        let refused = decide(&survey, Some(7), false).unwrap_err();
+        assert!(matches!(refused, RecoveryError::Unheard { silent: s, relays: 2 } if s == silent));
+        assert!(refused.to_string().contains("--new"));
+        assert_eq!(decide(&survey, Some(7), true).unwrap(), None);
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl World {
     pub async fn reopen(self) -> Self {
         let Self { dir, exchange, pool, clock, desk, thread, made } = self;
         drop(desk);
-        thread.ended().await;
+        thread.ended().await.unwrap();
         let (desk, thread) = open(dir.path().join("journal"), &exchange, rules(), &clock);
         Self { dir, exchange, pool, clock, desk, thread, made }
     }

@@ -82,7 +82,7 @@ pub struct Mailbox {
 pub enum Delivery {
     /// It has the event.
     Stored,
-    /// It does not want it; its reason begins with a prefix of NIP-01.
+    /// It does not want it; its reason, mostly with a prefix of NIP-01.
     Refused(String),
     /// It gave no answer, or none to this event; why.
     Unanswered(String),
@@ -248,12 +248,27 @@ impl Mailbox {
     }
 }
 
-/// The SDK gives a relay's own words, or its own for what went wrong before.
+/// The SDK gives a relay's own words, or its own for what went wrong before. Some
+/// relays' words have no prefix.
 fn delivery(why: String) -> Delivery {
+    use nostr_sdk::pool::relay::Error;
+    let before = [
+        Error::Timeout,
+        Error::NotReady,
+        Error::NotConnected,
+        Error::Sleeping,
+        Error::Banned,
+        Error::TerminationRequest,
+        Error::ReceivedShutdown,
+        Error::AuthenticationFailed,
+        Error::PrematureExit,
+    ];
     match MachineReadablePrefix::parse(&why) {
         Some(MachineReadablePrefix::Duplicate) => Delivery::Stored,
         Some(_) => Delivery::Refused(why),
-        None => Delivery::Unanswered(why),
+        None if why.starts_with("can't send message") => Delivery::Unanswered(why),
+        None if before.iter().any(|it| it.to_string() == why) => Delivery::Unanswered(why),
+        None => Delivery::Refused(why),
     }
 }
 
@@ -372,6 +387,23 @@ impl Inbox {
         let subscribed = pool.subscribe_with_id_to([relay], id, filters, options).await;
         if let Err(error) = subscribed {
             warn!(%relay, %error, "could not subscribe");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_that_answers_without_a_prefix_has_refused() {
+        let said = |why: &str| delivery(why.to_owned());
+        assert_eq!(said("duplicate: have it"), Delivery::Stored);
+        for why in ["blocked: no", "kind 1059 is not allowed", ""] {
+            assert_eq!(said(why), Delivery::Refused(why.to_owned()));
+        }
+        for why in ["timeout", "relay not connected", "can't send message to the 'nostr' channel"] {
+            assert_eq!(said(why), Delivery::Unanswered(why.to_owned()));
         }
     }
 }

@@ -16,6 +16,10 @@ use crate::config;
 use crate::terminal::{self, grouped, printable};
 use crate::wallet::{open, short_unit};
 
+/// What is said of an offer that was cancelled before it had an answer.
+const EARLY: &str = "The exchange has not answered the offer itself, and may still accept it: look \
+                     with `hashpit offer list`, and cancel it then.";
+
 /// `hashpit offer …`.
 pub async fn run(options: Offer, settings: &config::Trade, data_dir: &Path) -> anyhow::Result<()> {
     let wallet = open(&data_dir.join("wallet")).await?;
@@ -34,7 +38,13 @@ async fn carry_out(trader: &mut Trader, command: OfferCommand, json: bool) -> an
         OfferCommand::Cancel { id } => {
             let own = trader.offer(&id).await?;
             let answer = trader.cancel(&own).await?;
-            told(&answer, json, || format!("Offer {} is canceled.", own.d))
+            let told = told(&answer, json, || format!("Offer {} is canceled.", own.d));
+            match (own.standing == Standing::Unanswered, told) {
+                (true, Ok(())) if !json => println!("{EARLY}"),
+                (true, Err(error)) => bail!("{error}. {EARLY}"),
+                (_, told) => return told,
+            }
+            Ok(())
         }
         OfferCommand::CancelAll { market } => {
             let market = match market.as_deref() {
@@ -159,6 +169,7 @@ fn of_answer(answer: &Answer) -> Value {
         "seq": answer.seq,
         "outcome": outcome,
         "reason": reason,
+        "ended": answer.ended.as_ref().map(ToString::to_string),
         "matches": answer.matches.iter().map(super::trades::of_trade).collect::<Vec<_>>(),
     })
 }
@@ -173,7 +184,20 @@ fn acknowledged(d: &str, market: &Market, terms: &Terms, answer: &Answer) -> Str
         terms.price.map(at_price).unwrap_or_default(),
     )];
     lines.extend(answer.matches.iter().map(matched));
+    lines.extend(answer.ended.as_ref().map(|end| ended(end, !answer.matches.is_empty())));
     lines.join("\n")
+}
+
+/// What became of an offer that has ended with its own entry.
+fn ended(end: &End, matched: bool) -> String {
+    match (end, matched) {
+        (End::AtOnce, false) => "It took nothing: nothing could be had at once. It is over.".into(),
+        (End::AtOnce, true) => "No more could be had at once. It is over.".into(),
+        (End::SelfTrade, _) => {
+            "It met an offer of your own, so the rest of it is cancelled (--stp).".into()
+        }
+        (end, _) => format!("It is over: {}.", printable(&end.to_string())),
+    }
 }
 
 fn at_price(price: Price) -> String {
@@ -282,6 +306,14 @@ mod tests {
     use hashpit_nips::eh04::Side;
 
     use super::*;
+
+    #[test]
+    fn what_has_ended_at_once_is_not_said_to_stand() {
+        assert!(ended(&End::AtOnce, false).contains("took nothing"));
+        assert!(ended(&End::AtOnce, true).contains("No more"));
+        assert!(ended(&End::SelfTrade, false).contains("offer of your own"));
+        assert_eq!(ended(&End::Epoch, false), "It is over: ended with its epoch.");
+    }
 
     fn change(lots: Option<u32>, price: Option<u64>) -> Amend {
         let (lots, price) = (lots.map(Lots::new), price.map(Price::new));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hashpit_client::Wallet;
 use hashpit_client::issuance::Progress;
-use hashpit_client::trade::{Exchange, Standing, TradeError, Trader};
+use hashpit_client::trade::{self, End, Exchange, OwnOffer, TradeError, Trader};
 use hashpit_nips::eh04::{Market, MarketState, Side, Terms};
 use hashpit_nips::eh05::Outcome;
 use hashpit_nips::units::UnitError;
@@ -89,12 +89,16 @@ impl Seller {
                 .filter(|epoch| claimed.received > HashUnits::ZERO && done != Some(*epoch));
             if let Some(epoch) = due {
                 match self.offer(epoch).await {
-                    Ok(Some(offer)) => {
+                    Ok(Standing::Open(offer)) => {
                         info!(offer = offer.d, lots = %offer.lots, seq = offer.seq, "offered ehash");
                         offered.send_replace(Offered { offer: Some(offer) });
                         done = Some(epoch);
                     }
-                    Ok(None) => debug!("there is nothing to offer yet"),
+                    Ok(Standing::Over(end)) => {
+                        info!(%epoch, %end, "this epoch's offer is not made again");
+                        done = Some(epoch);
+                    }
+                    Ok(Standing::NotYet(why)) => debug!(why, "not offered yet"),
                     Err(error) => debug!(%error, "not offered yet"),
                 }
             }
@@ -114,9 +118,8 @@ impl Seller {
         }
     }
 
-    /// Sells half of an epoch's ehash, unless an offer of an earlier start stands;
-    /// `None` if there is too little.
-    async fn offer(&self, epoch: EpochId) -> anyhow::Result<Option<Offer>> {
+    /// Sells half of an epoch's ehash, unless that was offered before.
+    async fn offer(&self, epoch: EpochId) -> anyhow::Result<Standing> {
         let exchange = Exchange::connect(self.exchange, &self.relays).await?;
         let mut trader = Trader::connect(self.wallet.trade_keys(), exchange).await?;
         let offer = self.offer_as(&mut trader, epoch).await;
@@ -124,36 +127,62 @@ impl Seller {
         offer
     }
 
-    async fn offer_as(&self, trader: &mut Trader, epoch: EpochId) -> anyhow::Result<Option<Offer>> {
+    async fn offer_as(&self, trader: &mut Trader, epoch: EpochId) -> anyhow::Result<Standing> {
         let market = trader.exchange().market(Some(&epoch.to_string()))?.clone();
         if market.state != MarketState::Open {
             return Err(TradeError::NoMarket.into());
         }
-        let standing = trader
-            .offers()
-            .await?
-            .into_iter()
-            .find(|own| own.market.epoch == epoch && own.standing == Standing::Open);
-        if let Some(own) = standing {
-            let (price, seq) = (own.terms.price.unwrap_or_default(), own.seq.unwrap_or_default());
-            return Ok(Some(Offer { lots: own.left(), d: own.d, epoch, price, seq }));
+        let d = name(epoch);
+        if let Some(own) = trader.offers().await?.into_iter().find(|own| own.d == d) {
+            return Ok(Standing::of(own));
         }
         let half = self.wallet.ehash(epoch).await?.get() / 2 / market.lot.get();
         let lots = Lots::new(u32::try_from(half).unwrap_or(u32::MAX));
         if lots == Lots::ZERO {
-            return Ok(None);
+            return Ok(Standing::NotYet("there is too little ehash"));
         }
         let price = self.worth.price(&market)?;
         let pay = market.pay.iter().map(|payment| payment.way).collect();
         let terms = Terms::new(Side::Sell, Some(price), lots, pay);
-        let d = format!("{:012x}", rand::random::<u64>() >> 16);
         let answer = trader.make(&market, d.clone(), terms, false).await?;
         match answer.outcome {
-            Outcome::Accepted => Ok(Some(Offer { d, epoch, lots, price, seq: answer.seq })),
-            Outcome::Deferred => anyhow::bail!("the offer waits behind a hidden one"),
-            Outcome::Refused(why) => anyhow::bail!("the exchange refused: {why}"),
+            Outcome::Accepted | Outcome::Deferred => {
+                Ok(Standing::Open(Offer { d, epoch, lots, price, seq: answer.seq }))
+            }
+            Outcome::Refused(why) => Ok(Standing::Over(End::Refused(why))),
         }
     }
+}
+
+/// What has become of an epoch's offer.
+#[derive(Debug)]
+enum Standing {
+    /// It is in the book, or has its place behind a hidden one.
+    Open(Offer),
+    /// There was one. The ehash of an epoch is offered once.
+    Over(End),
+    /// There is none, or no word about it; why.
+    NotYet(&'static str),
+}
+
+impl Standing {
+    fn of(own: OwnOffer) -> Self {
+        let (lots, seq) = (own.left(), own.seq.unwrap_or_default());
+        match own.standing {
+            trade::Standing::Open | trade::Standing::Deferred => {
+                let (epoch, price) = (own.market.epoch, own.terms.price.unwrap_or_default());
+                Self::Open(Offer { d: own.d, epoch, lots, price, seq })
+            }
+            trade::Standing::Unanswered => Self::NotYet("the exchange has not answered"),
+            trade::Standing::Over(end) => Self::Over(end),
+        }
+    }
+}
+
+/// The name of an epoch's offer, the same at every start: no exchange lets two
+/// stand under one name, and one that stood under it before is found by it.
+fn name(epoch: EpochId) -> String {
+    format!("up-{}-{}", &epoch.pool.to_hex()[..8], epoch.height)
 }
 
 #[cfg(test)]

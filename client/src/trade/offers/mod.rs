@@ -107,7 +107,7 @@ impl fmt::Display for End {
 
 impl End {
     /// By the words of EH-05's `ended` tags.
-    fn named(why: &str) -> Self {
+    pub(super) fn named(why: &str) -> Self {
         match why {
             "expired" => Self::Expired,
             "dead_man" => Self::DeadMan,
