@@ -94,9 +94,8 @@ fn an_epochs_offer_that_has_ended_is_not_made_again() {
     // The newest of the log's relays is the one that is up.
     let own = |up: &Process, args: &[&str]| {
         let said = up.output();
-        let relay =
-            said.lines().filter_map(|line| line.trim().strip_prefix("relay      ")).next_back();
-        let at = ["--exchange", exchange, "--relay", relay.unwrap(), "--json"];
+        let mut relays = said.lines().filter_map(|it| it.trim().strip_prefix("relay      "));
+        let at = ["--exchange", exchange, "--relay", relays.next_back().unwrap(), "--json"];
         json(&run(dir.path(), &[&["offer"], args, &at].concat()))
     };
     let mut up = start();
