@@ -11,7 +11,7 @@ const JOURNAL: &str = include_str!("../../nips/vectors/eh05.json");
 fn audited(journal: &Value) -> Report {
     let exchange = Keys::parse(journal["exchange_secret"].as_str().unwrap()).unwrap().public_key();
     let relay = RelayUrl::parse("wss://relay.example").unwrap();
-    let mut evidence = Evidence::new(Timestamp::from(1_700_000_200));
+    let mut evidence = Evidence::new(Timestamp::from(1_700_001_000));
     let lists = ["entries", "matches", "settlements"].map(|name| journal[name].as_array().unwrap());
     for event in lists.into_iter().flatten().chain([&journal["checkpoint"]]) {
         evidence.add(exchange, &relay, Event::from_json(event.to_string()).unwrap());
