@@ -153,9 +153,10 @@ pub(crate) fn info() -> impl Strategy<Value = ExchangeInfo> {
 }
 
 pub(crate) fn market() -> impl Strategy<Value = Market> {
-    let numbers = (any::<[u64; 2]>(), any::<(u32, u32)>());
+    let fees = (0..=1_000_000_u32, 0..=1_000_000_u32);
+    let numbers = (any::<u64>(), 1..=u64::from(u32::MAX), fees);
     (epoch(), state(), of(millis()), numbers, price(), payments()).prop_map(
-        |(epoch, state, until, ([seq, lot], fee_ppm), tick, pay)| Market {
+        |(epoch, state, until, (seq, lot, fee_ppm), tick, pay)| Market {
             epoch,
             mint: "https://pool.example/ehash".parse().unwrap(),
             state,
