@@ -1,5 +1,6 @@
 //! Who offers: makes, amends and cancels, and waits for the journal's word.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
@@ -34,6 +35,9 @@ pub struct Trader {
     /// Entries and matches about this trader.
     answers: Inbox,
     filter: Filter,
+    /// The date of the newest event that was sent for each offer: relays keep one
+    /// of an address and second, and it need not be the newer.
+    dated: HashMap<String, Timestamp>,
     /// Bits that the exchange asks for in this key's next event.
     pow: u8,
     patience: Duration,
@@ -77,7 +81,8 @@ impl Trader {
             true => 0,
             false => exchange.info().rules.pow_bits,
         };
-        Ok(Self { exchange, keys, mailbox, answers, filter, pow, patience: ANSWER })
+        let dated = HashMap::new();
+        Ok(Self { exchange, keys, mailbox, answers, filter, dated, pow, patience: ANSWER })
     }
 
     /// Whether the exchange has ever taken an event of this key: then it asks for
@@ -152,7 +157,9 @@ impl Trader {
     ) -> Result<Answer, TradeError> {
         let offer = Offer { d: own.d.clone(), market: own.market, prev, terms };
         // Relays keep the newest event of an address, to the second.
-        let dated = Timestamp::now().max(own.dated + 1);
+        let newest = self.dated.get(&offer.d).copied().unwrap_or(own.dated).max(own.dated);
+        let dated = Timestamp::now().max(newest + 1);
+        self.dated.insert(offer.d.clone(), dated);
         let event = self.sign_offer(&offer, dated).await?;
         self.send_offer(offer, &event).await
     }
