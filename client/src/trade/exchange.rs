@@ -202,7 +202,7 @@ impl Exchange {
     }
 
     /// What the relays have that matches; a limit is each relay's.
-    pub(super) async fn ask(&self, filter: Filter) -> Result<Vec<Event>, TradeError> {
+    pub(crate) async fn ask(&self, filter: Filter) -> Result<Vec<Event>, TradeError> {
         let (events, answered) = self.mailbox.fetch(filter.clone(), PATIENCE).await?;
         if answered == 0 {
             return Err(TradeError::NoRelay);

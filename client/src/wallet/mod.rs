@@ -16,6 +16,7 @@ mod pools;
 mod proofs;
 mod recovery;
 mod restore;
+mod swaps;
 #[cfg(test)]
 mod tests;
 
@@ -52,6 +53,7 @@ pub(crate) use outbox::{PaidOut, Terms};
 pub use pools::KnownPool;
 use restore::Connector;
 pub use restore::{Remains, RestoreStep, RestoredAt};
+pub(crate) use swaps::{Given, Swap, SwapError};
 
 /// Where our records stand in cdk's key-value table.
 pub(crate) const NAMESPACE: &str = "hashpit";
@@ -299,6 +301,11 @@ impl Wallet {
         self
     }
 
+    /// Where it is kept.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The words that everything derives from.
     pub fn seed(&self) -> &Seed {
         &self.seed
@@ -433,19 +440,39 @@ impl Wallet {
     pub(crate) async fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
         let invalid = |error: &dyn std::fmt::Display| WalletError::Token(error.to_string());
         let url: MintUrl = mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?;
-        let pool = unit.parse::<EpochId>().ok().map(|epoch| epoch.pool);
-        let wallet = WalletBuilder::new()
+        let of_pool = unit.parse::<EpochId>().is_ok();
+        let unit = CurrencyUnit::from_str(unit).map_err(|error| invalid(&error))?;
+        let wallet = self.builder(url, unit).await?;
+        // cdk paces itself to 20 requests a minute, for public sat mints that cap
+        // their clients; a pool's mint does not.
+        let wallet = if of_pool { wallet.without_rate_limiting() } else { wallet };
+        Ok(wallet.build()?)
+    }
+
+    async fn builder(
+        &self,
+        url: MintUrl,
+        unit: CurrencyUnit,
+    ) -> Result<WalletBuilder, WalletError> {
+        let pool = unit.to_string().parse::<EpochId>().ok().map(|epoch| epoch.pool);
+        Ok(WalletBuilder::new()
             .shared_client(self.connector(&url, pool).await?)
             .mint_url(url)
-            .unit(CurrencyUnit::from_str(unit).map_err(|error| invalid(&error))?)
+            .unit(unit)
             .localstore(self.store.clone())
             .seed(self.seed.to_bytes())
             .use_http_subscription()
-            .target_proof_count(1);
-        // cdk paces itself to 20 requests a minute, for public sat mints that cap
-        // their clients; a pool's mint does not.
-        let wallet = if pool.is_some() { wallet.without_rate_limiting() } else { wallet };
-        Ok(wallet.build()?)
+            .target_proof_count(1))
+    }
+
+    /// As [`Wallet::cdk`], for a mint that the user trades at: not paced, since a
+    /// trade has deadlines.
+    pub(crate) async fn trading_cdk(
+        &self,
+        mint: &MintUrl,
+        unit: &CurrencyUnit,
+    ) -> Result<CdkWallet, WalletError> {
+        Ok(self.builder(mint.clone(), unit.clone()).await?.without_rate_limiting().build()?)
     }
 
     /// The way to a mint: HTTP, or through the relays of the pool that runs it.
@@ -488,6 +515,7 @@ impl Wallet {
         for mut epoch in self.epochs().await? {
             epoch.recover(&self.store, &self.seed).await?;
         }
+        self.finish_arrivals().await?;
         Ok(lock)
     }
 }

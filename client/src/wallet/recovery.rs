@@ -77,6 +77,9 @@ impl Wallet {
         let mut pending = self.proofs_at(cdk, &pending).await?;
         // Without its inputs cdk would take a receive for done.
         let waits = |id| doubtful.iter().any(|saga| saga.id == id);
+        // Nor are the inputs of swaps that a trade sees to.
+        let trades = self.swap_operations().await?;
+        let waits = |id| waits(id) || trades.contains(&id);
         pending.retain(|info| !info.used_by_operation.is_some_and(waits));
         forget_spent(cdk, pending).await?;
         self.release_orphans(cdk).await
@@ -151,10 +154,13 @@ impl Wallet {
     /// within a send that was undone.
     async fn release_orphans(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
         let operations = self.store.get_incomplete_sagas().await?;
+        let trades = self.swap_operations().await?;
         let mut orphans = self.proofs_at(cdk, &[State::Reserved]).await?;
         orphans.retain(|info| {
             let owner = info.used_by_operation;
-            owner.is_none_or(|owner| operations.iter().all(|operation| operation.id != owner))
+            owner.is_none_or(|owner| {
+                !trades.contains(&owner) && operations.iter().all(|operation| operation.id != owner)
+            })
         });
         if !orphans.is_empty() {
             cdk.unreserve_proofs(orphans.into_iter().map(|info| info.y).collect()).await?;

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use cashu::nuts::nut12::ProofDleq;
 use cashu::secret::Secret;
-use cashu::{Amount, KeySet, Proof, PublicKey as CashuKey, SecretKey};
+use cashu::{Amount, KeySet, Proof, PublicKey as CashuKey};
 use serde::{Deserialize, Serialize};
 
 /// Proofs in one leg: a message holds them (NIP-44), and so does a swap.
@@ -144,22 +144,20 @@ pub fn amounts(net: u64, keyset: &KeySet) -> Result<Vec<u64>, LegError> {
     Err(LegError::Amount)
 }
 
-/// A secret key of the curve that Cashu and Nostr share.
-#[cfg(test)]
-fn key(byte: u8) -> SecretKey {
-    SecretKey::from_slice(&[byte; 32]).expect("small numbers are keys")
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use cashu::dhke::{blind_message, construct_proofs, sign_message};
     use cashu::nuts::nut02::Id;
-    use cashu::{BlindSignature, CurrencyUnit, Keys, SpendingConditions};
+    use cashu::{BlindSignature, CurrencyUnit, Keys, SecretKey, SpendingConditions};
     use proptest::prelude::*;
 
     use super::*;
+
+    fn key(byte: u8) -> SecretKey {
+        SecretKey::from_slice(&[byte; 32]).unwrap()
+    }
 
     fn keyset(input_fee_ppk: u64) -> KeySet {
         let keys = (0..20u8).map(|bit| (Amount::from(1 << bit), key(bit + 1).public_key()));
