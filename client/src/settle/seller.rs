@@ -6,6 +6,7 @@ use tracing::{debug, warn};
 
 use super::SettleError;
 use super::agree::Agreed;
+use super::buyer::AGAIN_SECS;
 use super::keys::sha256;
 use super::legs::{LegFault, LegPlan, LegState};
 use super::record::{End, Stage};
@@ -31,7 +32,7 @@ impl Trade {
             self.enter(Stage::Locking).await?;
         }
         if self.record.stage == Stage::Locking {
-            match self.lock(&ehash).await {
+            match self.lock(&ehash, self.due(self.timing().ehash)).await {
                 Ok(_) => self.enter(Stage::Waiting).await?,
                 Err(LegFault::Refused(why)) => return self.void(why).await,
                 Err(LegFault::Settle(error)) => return Err(error),
@@ -79,7 +80,7 @@ impl Trade {
             Err(LegFault::Settle(error)) => return Err(error),
         };
         let handed = self.record.locked.clone();
-        self.send(&Message::Locked { leg: Leg::Ehash, proofs: handed }).await;
+        self.send(Message::Locked { leg: Leg::Ehash, proofs: handed });
         self.report(3).await?;
         let mut pause = ASK.0;
         while self.now() <= ehash.lock.locktime {
@@ -94,6 +95,7 @@ impl Trade {
                 Err(error) => debug!(%error, "the mint does not answer"),
             }
         }
+        let mut pause = 1;
         loop {
             match self.take_back(ehash, proofs.clone()).await {
                 Ok(()) => return Ok(Err(refunded())),
@@ -106,7 +108,8 @@ impl Trade {
                 Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
                 Err(LegFault::Settle(error)) => return Err(error),
             }
-            self.sleep_until(self.now() + 2).await;
+            self.sleep_until(self.now() + pause).await;
+            pause = (pause * 2).min(AGAIN_SECS);
         }
     }
 
@@ -130,6 +133,7 @@ impl Trade {
         let Some(preimage) = self.record.preimage else { return lost("the preimage is not known") };
         let opened = sats.lock.open(sats.net, &sats.place.keyset, &self.record.got);
         let Ok(proofs) = opened else { return lost("the sats do not open any more") };
+        let mut pause = 1;
         loop {
             match self.claim(sats, proofs.clone(), &preimage).await {
                 Ok(()) => break,
@@ -145,7 +149,8 @@ impl Trade {
                 Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
                 Err(LegFault::Settle(error)) => return Err(error),
             }
-            self.sleep_until(self.now() + 2).await;
+            self.sleep_until(self.now() + pause).await;
+            pause = (pause * 2).min(AGAIN_SECS);
         }
         self.report(5).await?;
         self.report(6).await?;
