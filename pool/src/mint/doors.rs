@@ -238,7 +238,8 @@ where
     Response::from_parts(parts, Body::from(body))
 }
 
-/// NUT-00's error object.
+/// NUT-00's error object, which wallets in browsers may read too.
 fn refusal(status: StatusCode, code: ErrorCode, reason: String) -> Response {
-    (status, Json(ErrorResponse::new(code, reason))).into_response()
+    let anybody = [(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")];
+    (status, anybody, Json(ErrorResponse::new(code, reason))).into_response()
 }
