@@ -107,6 +107,8 @@ pub enum Milestone {
     Backup,
     /// Part of it is on offer at the exchange.
     Offer,
+    /// A second wallet's bid has met the offer.
+    Match,
 }
 
 #[derive(Debug, clap::Args)]

@@ -160,6 +160,15 @@ impl Wallet {
         }
     }
 
+    /// Takes up what is held under `from`, a URL that the mint at `to` had before.
+    /// Only for a mint whose move the caller knows of by itself: whoever answers at
+    /// `to` is shown the tokens.
+    pub async fn move_mint(&self, from: &MintUrl, to: &MintUrl) -> Result<(), WalletError> {
+        let _lock = self.lock().await?;
+        self.store.add_mint(to.clone(), None).await?;
+        Ok(self.store.update_mint_url(from.clone(), to.clone()).await?)
+    }
+
     /// Takes what was paid at a mint since its invoice was asked for.
     pub(super) async fn resume_deposits(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
         let open = self.deposits().await.map_err(|error| cdk::Error::Custom(error.to_string()))?;
