@@ -196,7 +196,10 @@ impl Wallet {
         };
         let cdk = self.cdk(&mint, SAT).await?;
         let asked = cdk.melt_quote(PaymentMethod::BOLT11, invoice.trim(), None, None).await;
-        let quote = asked.map_err(|error| explain(error, &cdk.mint_url))?;
+        let quote = asked.map_err(|error| match error {
+            cdk::Error::Invoice(error) => WalletError::Invoice(error.to_string()),
+            other => explain(other, &cdk.mint_url),
+        })?;
         let MeltQuote { id, amount, fee_reserve, .. } = quote;
         let (amount, fee_reserve) = (u64::from(amount), u64::from(fee_reserve));
         let wanted = amount.saturating_add(fee_reserve);

@@ -153,6 +153,9 @@ pub enum WalletError {
         /// What was asked for.
         wanted: HashUnits,
     },
+    /// Not a Lightning invoice.
+    #[error("this is no Lightning invoice: {0}; paste the whole string that starts with lnbc")]
+    Invoice(String),
     /// Nothing to withdraw.
     #[error("this wallet holds no sats there; see `hashpit wallet balance`")]
     NoSats,
