@@ -120,7 +120,7 @@ impl Trades {
 
 #[cfg(test)]
 mod tests {
-    use hashpit_nips::eh04::{MarketId, Side, Way};
+    use hashpit_nips::eh04::{self, Side, Way};
     use hashpit_nips::eh05::Leg;
     use hashpit_nips::{EpochId, HashUnits, Lots, Msats, Price};
     use nostr::Keys;
@@ -135,7 +135,7 @@ mod tests {
         Match {
             seq: 7,
             index: 0,
-            market: MarketId { exchange: buyer, epoch },
+            market: eh04::MarketId { exchange: buyer, epoch },
             maker: leg(seller),
             taker: leg(buyer),
             taker_side: Side::Buy,

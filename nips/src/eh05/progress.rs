@@ -85,8 +85,13 @@ impl Progress {
     pub fn next(&self) -> Option<(u8, Millis)> {
         let missing = || std::iter::zip(&self.done, &DUE).position(|(done, due)| done != due);
         let step = if self.is_complete() { None } else { missing() }?;
-        let by = self.since.get().saturating_add(DEADLINES_SECS[step] * 1000);
-        Some((step as u8 + 1, Millis::new(by)))
+        let step = step as u8 + 1;
+        Some((step, self.deadline(step)))
+    }
+
+    /// The time at which it is too late to report a step, 1 to 6.
+    pub fn deadline(&self, step: u8) -> Millis {
+        Millis::new(self.since.get().saturating_add(DEADLINES_SECS[index(step)] * 1000))
     }
 
     /// Who has not reported a step, 1 to 6, and should: seller before buyer.
