@@ -11,7 +11,8 @@ use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::eh01::{EpochKeyset, EpochState};
 use hashpit_nips::eh04::{ExchangeInfo, Market, MarketId, MarketState, Payment, Rules, Way};
 use hashpit_nips::eh05::{
-    Book, Change, Checkpoint, Depth, Entry, LastTrade, Leg, Level, Match, Outcome, Subject,
+    Book, Change, Checkpoint, Depth, Entry, Fate, LastTrade, Leg, Level, Match, Outcome,
+    Settlement, Subject,
 };
 use hashpit_nips::{EpochId, HashUnits, Lots, Millis, Msats, Price, Sats, WorkBits, kind};
 use nostr_sdk::{
@@ -158,6 +159,17 @@ impl ScriptedExchange {
             at: now(),
         };
         self.publish(found.encode()?).await
+    }
+
+    /// Says how a match of these two, seller and buyer, has ended.
+    pub async fn settle(
+        &self,
+        of: EventId,
+        traders: [PublicKey; 2],
+        fate: Fate,
+    ) -> anyhow::Result<EventId> {
+        let settled = Settlement { seq: self.seq, of, traders, fate, at: now() };
+        self.publish(settled.encode()).await
     }
 
     /// Publishes the book after depth event `number`.
