@@ -1,6 +1,7 @@
 //! An exchange that says what a test tells it to, when it tells it to: for what the
 //! real one does not do on request, as to stay silent or to lose a change.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bitcoin::BlockHash;
@@ -36,6 +37,8 @@ pub struct ScriptedExchange {
     inbox: Inbox,
     prev: EventId,
     seq: u64,
+    /// Matches so far.
+    fills: AtomicU32,
     state: MarketState,
     rules: Rules,
     relay: RelayUrl,
@@ -67,6 +70,7 @@ impl ScriptedExchange {
             // Its rules are the first entry, which no trader looks at.
             prev: EventId::from_byte_array([1; 32]),
             seq: 1,
+            fills: AtomicU32::new(0),
             state: MarketState::Open,
             rules,
             relay: relay.clone(),
@@ -147,7 +151,7 @@ impl ScriptedExchange {
         let side = offer.terms.map(|terms| terms.side);
         let found = Match {
             seq: self.seq,
-            index: 0,
+            index: self.fills.fetch_add(1, Ordering::Relaxed),
             market: self.market,
             maker: leg(maker.id, maker.pubkey),
             taker: leg(EventId::from_byte_array([7; 32]), Keys::generate().public_key()),

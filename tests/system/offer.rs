@@ -273,6 +273,20 @@ async fn a_book_and_trades_are_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whom_an_offer_meets_is_shown_with_how_it_has_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut desk = Desk::open(dir.path()).await;
+    let running = desk.start(&["offer", "make", "buy", "2", "--price", "9"]);
+    let event = desk.exchange.hear().await.unwrap();
+    desk.exchange.fill(&event, Lots::new(2), Price::new(9)).await.unwrap();
+    desk.exchange.enter(&event, Outcome::Accepted).await.unwrap();
+    let made = stdout(running.await.unwrap());
+    let words = ": 0 of 1 settled; failed: 0 by it, 0 by others; 1 in flight";
+    assert!(made.contains("  with npub1") && made.contains(words), "{made}");
+    desk.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prices_are_shown_of_what_was_settled() {
     let dir = tempfile::tempdir().unwrap();
     let mut desk = Desk::open(dir.path()).await;
