@@ -161,6 +161,7 @@ impl Trade {
                     Ok(_) => return Ok(*way),
                     Err(error) => why = error.into(),
                 },
+                Way::Nwc if self.shared.nwc.is_some() => return Ok(*way),
                 Way::Nwc => {}
             }
         }

@@ -20,7 +20,7 @@ impl Trade {
             Err(why) => return self.void(why).await,
         };
         let Agreed { ehash, sats: Some(sats) } = agreed else {
-            return self.void("Lightning is not set up here".to_owned()).await;
+            return self.buy_by_lightning(&agreed.ehash).await;
         };
         if self.record.stage == Stage::Agreeing {
             if let Err(why) = self.may_lock(self.timing().sats).await {
@@ -36,6 +36,9 @@ impl Trade {
             }
         }
         if self.record.stage == Stage::Waiting {
+            let proofs = self.record.locked.clone();
+            self.send(Message::Locked { leg: Leg::Sats, proofs });
+            self.report(2).await?;
             let next = self.await_ehash(&ehash).await?;
             self.enter(next).await?;
         }
@@ -63,11 +66,8 @@ impl Trade {
         Ok(())
     }
 
-    /// Step 2 is done: tells so, and waits for step 3.
-    async fn await_ehash(&mut self, ehash: &LegPlan) -> Result<Stage, SettleError> {
-        let proofs = self.record.locked.clone();
-        self.send(Message::Locked { leg: Leg::Sats, proofs });
-        self.report(2).await?;
+    /// Waits for step 3, and checks it.
+    pub(super) async fn await_ehash(&mut self, ehash: &LegPlan) -> Result<Stage, SettleError> {
         let until = self.timing().claim_until(self.terms.at);
         let Some(handed) = self.their_lock(Leg::Ehash, until).await else {
             let why = self.unheard("the seller has not locked the ehash in time");
@@ -101,7 +101,10 @@ impl Trade {
     }
 
     /// Step 4: shows the preimage, and not later than it is safe.
-    async fn claim_ehash(&mut self, ehash: &LegPlan) -> Result<Result<(), String>, SettleError> {
+    pub(super) async fn claim_ehash(
+        &mut self,
+        ehash: &LegPlan,
+    ) -> Result<Result<(), String>, SettleError> {
         let opened = ehash.lock.open(ehash.net, &ehash.place.keyset, &self.record.got);
         let Ok(proofs) = opened else { return Ok(Err("the ehash does not open".to_owned())) };
         let until = self.timing().claim_until(self.terms.at);
@@ -150,7 +153,7 @@ impl Trade {
         }
     }
 
-    async fn bought(&mut self) -> Result<End, SettleError> {
+    pub(super) async fn bought(&mut self) -> Result<End, SettleError> {
         let preimage = self.keys.preimage();
         self.send(Message::Claimed { preimage });
         self.report(4).await?;

@@ -22,30 +22,42 @@ impl Trade {
             Ok(agreed) => agreed,
             Err(why) => return self.void(why).await,
         };
-        let Agreed { ehash, sats: Some(sats) } = agreed else {
-            return self.void("Lightning is not set up here".to_owned()).await;
-        };
+        let end = self.sell_for(&agreed).await?;
+        if agreed.sats.is_none() && end != End::Completed {
+            self.cancel_invoice(&agreed.ehash).await;
+        }
+        Ok(end)
+    }
+
+    async fn sell_for(&mut self, Agreed { ehash, sats }: &Agreed) -> Result<End, SettleError> {
         if self.record.stage == Stage::Agreeing {
-            if let Err(why) = self.await_sats(&sats).await? {
+            let paid = match sats {
+                Some(sats) => self.await_sats(sats).await?,
+                None => self.await_payment(ehash).await?,
+            };
+            if let Err(why) = paid {
                 return self.void(why).await;
             }
             self.enter(Stage::Locking).await?;
         }
         if self.record.stage == Stage::Locking {
-            match self.lock(&ehash, self.due(self.timing().ehash)).await {
+            match self.lock(ehash, self.due(self.timing().ehash)).await {
                 Ok(_) => self.enter(Stage::Waiting).await?,
                 Err(LegFault::Refused(why)) => return self.void(why).await,
                 Err(LegFault::Settle(error)) => return Err(error),
             }
         }
         if self.record.stage == Stage::Waiting {
-            match self.await_preimage(&ehash).await? {
+            match self.await_preimage(ehash).await? {
                 Ok(preimage) => self.record.preimage = Some(preimage),
                 Err(end) => return Ok(end),
             }
             self.enter(Stage::Claiming).await?;
         }
-        self.claim_sats(&sats).await
+        match sats {
+            Some(sats) => self.claim_sats(sats).await,
+            None => self.settle_invoice(ehash).await,
+        }
     }
 
     /// Waits for step 2, checks it, and whether the ehash may be locked.

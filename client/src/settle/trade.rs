@@ -41,7 +41,8 @@ pub(super) struct Trade {
     pub(super) keys: TradeKeys,
     inbox: mpsc::Receiver<Note>,
     held: VecDeque<Incoming>,
-    posts: JoinSet<()>,
+    /// What goes on beside: messages, and a payment by Lightning.
+    pub(super) posts: JoinSet<()>,
 }
 
 impl Trade {
