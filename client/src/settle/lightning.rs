@@ -14,7 +14,9 @@ use super::SettleError;
 use super::legs::LegPlan;
 use super::record::{End, Stage};
 use super::trade::Trade;
-use crate::nwc::{Class, HoldOrder, InvoiceState, InvoiceTerms, Nwc, NwcError, check_invoice};
+use crate::nwc::{
+    Class, ErrorCode, HoldOrder, InvoiceState, InvoiceTerms, Nwc, NwcError, check_invoice,
+};
 
 /// Blocks for which the seller wants a payment held: a day, where its wallet lets it
 /// be set.
