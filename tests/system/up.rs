@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use hashpit_tests::process::Process;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Long enough for a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
