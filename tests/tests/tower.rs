@@ -4,6 +4,7 @@
 
 use std::future::pending;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitcoin::hashes::{Hash, HashEngine, Hmac, HmacEngine, sha256};
@@ -21,7 +22,7 @@ use hashpit_nips::eh06::{HtlcLock, LockedProof, Watch, lock_key};
 use hashpit_tests::trade_house::{SATS, TradeHouse};
 use nostr_sdk::nips::nip59::UnwrappedGift;
 use nostr_sdk::{EventId, Filter, Keys, Kind, PublicKey, Timestamp};
-use serde_json::from_value;
+use serde_json::{Value, from_value};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,8 @@ struct Deserted {
     house: TradeHouse,
     of: EventId,
     watchers: Vec<PublicKey>,
+    /// The buyer's record while its sats were locked.
+    buyers: Value,
     _dir: TempDir,
 }
 
@@ -69,7 +72,18 @@ impl Deserted {
             })
         });
         let seller = settler(&house, &house.seller, &watchers).await.with_probe(probe);
-        let buyer = settler(&house, &house.buyer, &[]).await;
+        let (kept, buyers) = (Arc::new(Mutex::new(Value::Null)), house.buyer.clone());
+        let keep = kept.clone();
+        let probe = Probe::new(move |what, before| {
+            let keeps = (what == "send claimed" && before).then(|| (keep.clone(), buyers.clone()));
+            Box::pin(async move {
+                if let Some((keep, buyers)) = keeps {
+                    let record = buyers.trades().await.unwrap().remove(0);
+                    *keep.lock().unwrap() = serde_json::to_value(&record).unwrap();
+                }
+            })
+        });
+        let buyer = settler(&house, &house.buyer, &[]).await.with_probe(probe);
         let mut bought = buyer.progress();
         let seller = tokio::spawn(seller.run(gone));
         let buyer = tokio::spawn(buyer.run(stop.clone()));
@@ -80,7 +94,8 @@ impl Deserted {
         buyer.await.unwrap().unwrap();
         assert_eq!(house.ehash_of(&house.buyer).await.unwrap(), u64::from(LOTS));
         assert_eq!(house.sats_of(&house.seller).await.unwrap(), 0);
-        Self { house, of, watchers, _dir: dir }
+        let buyers = kept.lock().unwrap().clone();
+        Self { house, of, watchers, buyers, _dir: dir }
     }
 
     async fn past_the_locktime(&self) {
@@ -92,8 +107,7 @@ impl Deserted {
 
     /// The buyer, who has the ehash, takes the sats back as nobody but a thief would.
     async fn rob(&self) -> Result<(), cdk::Error> {
-        let record = self.house.buyer.trade(self.of).await.unwrap().unwrap();
-        let record = serde_json::to_value(&record).unwrap();
+        let record = &self.buyers;
         let key = |of: &str| lock_key(&from_value(record[of]["key"].clone()).unwrap());
         let terms = &record["mine"]["lock"];
         let seconds = self.house.buyer.trade(self.of).await.unwrap().unwrap().matched_at();

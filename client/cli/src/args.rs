@@ -107,6 +107,8 @@ pub enum Milestone {
     Backup,
     /// Part of it is on offer at the exchange.
     Offer,
+    /// A second wallet's bid has met the offer.
+    Match,
 }
 
 #[derive(Debug, clap::Args)]
@@ -201,6 +203,14 @@ pub enum WalletCommand {
     /// Put a token string into the wallet, or with --inbox those that were sent
     /// to its npub.
     Receive(Receive),
+    /// Turn sats of Lightning into tokens: prints an invoice and waits until it is
+    /// paid.
+    ///
+    /// Cut short, it goes on when it is repeated; and once the invoice is paid, any
+    /// command that spends or receives takes the tokens.
+    Deposit(Deposit),
+    /// Pay a Lightning invoice from the wallet's sats.
+    Withdraw(Withdraw),
     /// Show what came in and went out, newest first.
     History(History),
     /// Take back a token that nobody has received.
@@ -384,6 +394,31 @@ pub struct Send {
     /// Show the token as a QR code too.
     #[arg(long)]
     pub qr: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Deposit {
+    /// Sats.
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub sats: u64,
+    /// The mint, where the wallet knows several or none.
+    #[arg(long, value_name = "URL")]
+    pub mint: Option<MintUrl>,
+    /// Show the invoice as a QR code too.
+    #[arg(long)]
+    pub qr: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Withdraw {
+    /// What to pay: a BOLT 11 invoice, `lnbc…`.
+    pub invoice: String,
+    /// The mint to pay from; otherwise the one that holds most.
+    #[arg(long, value_name = "URL")]
+    pub mint: Option<MintUrl>,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, clap::Args)]

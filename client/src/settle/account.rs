@@ -119,6 +119,13 @@ impl Record {
 
     /// Whether a leg is locked, as far as we know.
     pub fn has_locked(&self, leg: Leg) -> bool {
+        let ours = (self.role == Role::Buyer) == (leg == Leg::Sats);
+        match &self.stage {
+            // Proofs that are spent are forgotten.
+            Stage::Over { end: End::Completed } => return true,
+            Stage::Over { end: End::Refunded { .. } | End::Lost { .. } } if ours => return true,
+            _ => {}
+        }
         let lightning = leg == Leg::Sats && self.way() == Some(Way::Nwc);
         !self.proofs(leg).is_empty() || lightning && self.has_locked_after_payment()
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh04::{Offer, Side, Way};
 use hashpit_nips::eh05::{Entry, Subject};
-use hashpit_nips::eh06::{HtlcLock, Keys, Leg, LockTerms, Message, Pays, lock_key};
+use hashpit_nips::eh06::{HtlcLock, Keys, LockTerms, Message, Pays, lock_key};
 use hashpit_nips::kind;
 use nostr_sdk::Filter;
 use tokio::time::sleep;
@@ -14,7 +14,7 @@ use tracing::debug;
 use super::SettleError;
 use super::legs::LegPlan;
 use super::mints::{Place, PlaceError};
-use super::record::Role;
+use super::record::{Honoured, Role};
 use super::trade::Trade;
 
 /// Pause before what a trade needs to know is asked for again.
@@ -35,7 +35,10 @@ impl Trade {
     pub(super) async fn agree(&mut self) -> Unfit<Agreed> {
         if self.record.mine.is_none() {
             match self.bring().await? {
-                Ok(mine) => self.record.mine = Some(mine),
+                Ok((mine, ehash)) => {
+                    self.record.mine = Some(mine);
+                    self.record.ehash = Some(ehash);
+                }
                 Err(why) => return Ok(Err(why)),
             }
             self.save("mine").await?;
@@ -104,12 +107,12 @@ impl Trade {
     }
 
     /// What we bring: checked against our own offer and limits first.
-    async fn bring(&mut self) -> Unfit<Keys> {
+    async fn bring(&mut self) -> Unfit<(Keys, Honoured)> {
         let until = self.due(self.timing().agree);
         loop {
             let late = self.now() >= until;
             match self.try_to_bring().await {
-                Ok(keys) if !late => return Ok(Ok(keys)),
+                Ok(brought) if !late => return Ok(Ok(brought)),
                 Ok(_) => return Ok(Err("the match was heard of too late".to_owned())),
                 Err(Lack::Reason(why)) => return Ok(Err(why)),
                 Err(Lack::NotNow(why)) if late => return Ok(Err(why)),
@@ -120,11 +123,12 @@ impl Trade {
         }
     }
 
-    async fn try_to_bring(&self) -> Result<Keys, Lack> {
+    async fn try_to_bring(&self) -> Result<(Keys, Honoured), Lack> {
         self.follows_from_our_offer().await?;
         self.shared.within_limits(&self.record).await?;
         let epoch = self.epoch().await?;
-        let ehash = self.shared.mints.ehash_place(&epoch).await?;
+        let honoured = Honoured { mint: epoch.mint.clone(), keyset: epoch.keyset.clone() };
+        let ehash = self.shared.mints.ehash_place(&honoured).await?;
         let pays = match self.role() {
             Role::Seller => None,
             Role::Buyer => Some(Pays { hash: self.keys.hash(), way: self.way().await? }),
@@ -144,7 +148,8 @@ impl Trade {
         });
         let terms = self.terms.terms().map_err(|error| Lack::Reason(error.to_string()))?;
         let key = self.keys.keys().public_key();
-        Ok(Keys { terms, key, clock: self.now(), epoch: epoch.state, lock, pays })
+        let keys = Keys { terms, key, clock: self.now(), epoch: epoch.state, lock, pays };
+        Ok((keys, honoured))
     }
 
     /// The first way of the match that we can pay by.
@@ -156,6 +161,7 @@ impl Trade {
                     Ok(_) => return Ok(*way),
                     Err(error) => why = error.into(),
                 },
+                Way::Nwc if self.shared.nwc.is_some() => return Ok(*way),
                 Way::Nwc => {}
             }
         }
@@ -217,12 +223,26 @@ impl Trade {
         if learned { Ok(epoch) } else { Err(Lack::Reason("the pool shows a second keyset".into())) }
     }
 
-    /// Whether the epoch is as it was when we agreed.
-    pub(super) async fn is_epoch_unchanged(&self) -> bool {
+    /// Whether the epoch is as it was when we agreed; asks until a time.
+    pub(super) async fn is_epoch_unchanged(&self, until: u64) -> bool {
         let agreed = self.record.mine.as_ref().map(|mine| mine.epoch);
-        match self.epoch().await {
-            Ok(epoch) => Some(epoch.state) == agreed,
-            Err(_) => false,
+        loop {
+            match self.epoch().await {
+                Ok(epoch) => return Some(epoch.state) == agreed,
+                Err(_) if self.now() >= until => return false,
+                Err(_) => sleep(AGAIN).await,
+            }
+        }
+    }
+
+    /// Where the ehash is honoured: as recorded, else as its pool says now.
+    async fn honoured(&self) -> Result<Honoured, Lack> {
+        match &self.record.ehash {
+            Some(honoured) => Ok(honoured.clone()),
+            None => {
+                let epoch = self.epoch().await?;
+                Ok(Honoured { mint: epoch.mint, keyset: epoch.keyset })
+            }
         }
     }
 
@@ -251,8 +271,11 @@ impl Trade {
         let wrong = |why: &str| Lack::Reason(why.to_owned());
         let pays = buyer.pays.as_ref().ok_or_else(|| wrong("the buyer does not pay"))?;
         let of_ehash = seller.lock.as_ref().ok_or_else(|| wrong("no word on the ehash"))?;
-        let epoch = self.epoch().await?;
-        let place = self.shared.mints.ehash_place(&epoch).await?;
+        let place = self.shared.mints.ehash_place(&self.honoured().await?).await?;
+        let unknown = "the mint does not know SIG_ALL, by which a leg is to be locked";
+        if of_ehash.sig_all && !place.sig_all {
+            return Err(wrong(unknown));
+        }
         if of_ehash.keyset != place.keyset.id {
             return Err(wrong("the seller would lock ehash of another keyset than the pool's"));
         }
@@ -265,7 +288,6 @@ impl Trade {
         };
         let (timing, at) = (self.timing(), self.terms.at);
         let ehash = LegPlan {
-            leg: Leg::Ehash,
             place,
             lock: lock(buyer, seller, timing.ehash_until(at), of_ehash.sig_all),
             net: self.terms.units.get(),
@@ -276,9 +298,12 @@ impl Trade {
             (Way::Cashu(key), Some(terms)) => {
                 let url = self.shared.mints.sats(key).await?;
                 let place = self.shared.mints.sat_place(&url, Some(terms.keyset)).await?;
+                if terms.sig_all && !place.sig_all {
+                    return Err(wrong(unknown));
+                }
                 let lock = lock(seller, buyer, timing.sats_until(at), terms.sig_all);
                 let net = self.record.sats().get();
-                Some(LegPlan { leg: Leg::Sats, place, lock, net })
+                Some(LegPlan { place, lock, net })
             }
         };
         Ok(Agreed { ehash, sats })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cdk::nuts::{
     CheckStateRequest, HTLCWitness, Proofs, ProofsMethods, State, SwapRequest, Witness,
 };
-use hashpit_nips::eh06::{self, HtlcLock, Leg, LockedProof};
+use hashpit_nips::eh06::{self, HtlcLock, LockedProof};
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
@@ -21,7 +21,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// What is to be locked, where, and under which condition.
 #[derive(Clone)]
 pub(super) struct LegPlan {
-    pub(super) leg: Leg,
     pub(super) place: Place,
     pub(super) lock: HtlcLock,
     /// What its receiver gets, after the mint's fee for claiming it.
@@ -63,24 +62,35 @@ const JUNK: [u8; 32] = [0; 32];
 impl Trade {
     /// Locks our leg; the proofs that were locked before, if it was done.
     ///
-    /// Errors where the mint has refused: then nothing is locked, and what was
-    /// reserved is free.
-    pub(super) async fn lock(&mut self, plan: &LegPlan) -> Result<Proofs, LegFault> {
+    /// Errors where the mint has refused, or has not done it by `until`: then nothing
+    /// is locked, and what was reserved is free.
+    pub(super) async fn lock(&mut self, plan: &LegPlan, until: u64) -> Result<Proofs, LegFault> {
         if !self.record.locked.is_empty() {
             return self.own_proofs(plan);
         }
         let amounts = eh06::amounts(plan.net, &plan.place.keyset);
         let amounts = amounts.map_err(|error| LegFault::Refused(error.to_string()))?;
         let given = self.keys.locked(&plan.lock, &amounts);
-        if let Some(proofs) = self.locked_before(plan, &given).await? {
+        if self.record.recovered
+            && let Some(proofs) = self.locked_before(plan, &given).await?
+        {
             return self.note_locked(proofs, plan).await;
         }
         let (name, operation) = (self.record.swap("lock"), self.record.operation());
         let (wallet, place) = (self.shared.wallet.clone(), plan.place.clone());
-        let planned = wallet.plan_payment(&name, operation, &place.cdk, &place.keyset, given);
+        let planned =
+            wallet.plan_payment(&name, operation, &place.cdk, &place.keyset, given.clone());
         let swap = self.shared.probe.around("write lock", planned).await?;
         let request = swap.request(&wallet)?;
-        match self.carry_out("lock", &swap, &request, &place, u64::MAX).await {
+        let done = match self.carry_out("lock", &swap, &request, &place, until).await {
+            // The last request may have been carried out all the same.
+            Ok(None) => match self.locked_before(plan, &given).await? {
+                Some(_) => self.carry_out("lock", &swap, &request, &place, u64::MAX).await,
+                None => Err(LegFault::Refused("it is too late to lock anything".to_owned())),
+            },
+            done => done,
+        };
+        match done {
             Ok(proofs) => {
                 let mut proofs = proofs.unwrap_or_default();
                 proofs.truncate(amounts.len());
@@ -94,15 +104,12 @@ impl Trade {
         }
     }
 
-    /// On another machine a lock may have been made that this one has no record of.
+    /// What the mint has signed of a lock; waits for it as long as it takes.
     async fn locked_before(
         &self,
         plan: &LegPlan,
         given: &[crate::wallet::Given],
     ) -> Result<Option<Proofs>, LegFault> {
-        if !self.record.recovered {
-            return Ok(None);
-        }
         let keyset = &plan.place.keyset;
         let outputs: Result<Vec<_>, _> = given.iter().map(|it| it.blind(keyset.id)).collect();
         let (outputs, mint) = (outputs?, plan.place.mint());

@@ -9,6 +9,7 @@
 //! | `agree` | step 1: what both bring, and whether it fits |
 //! | `buyer`, `seller` | the two scripts |
 //! | `legs` | a leg at its mint: lock, check, claim, take back |
+//! | `lightning` | the sats by Lightning instead |
 //! | `mints` | keysets, and which sat mints are trusted |
 //! | `post` | messages in NIP-59 wraps, and reports to the exchange |
 //! | [`Watchtower`], `watched` | claims that somebody else may finish |
@@ -24,6 +25,7 @@ mod agree;
 mod buyer;
 mod keys;
 mod legs;
+mod lightning;
 mod mints;
 mod post;
 mod ready;

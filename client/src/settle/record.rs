@@ -1,5 +1,7 @@
 //! A trade as it is kept: written before anything leaves that depends on it.
 
+use cdk::mint_url::MintUrl;
+use cdk::nuts::KeySet;
 use hashpit_nips::eh05::Match;
 use hashpit_nips::eh06::{Keys, LockedProof};
 use hashpit_nips::{HashUnits, Sats};
@@ -112,6 +114,8 @@ pub struct Record {
     pub(super) mine: Option<Keys>,
     /// What the other trader brings.
     pub(super) theirs: Option<Keys>,
+    /// Where the ehash is honoured, as its pool announced it.
+    pub(super) ehash: Option<Honoured>,
     /// The other leg as it was locked for us, checked.
     pub(super) got: Vec<LockedProof>,
     /// Our leg as we locked it.
@@ -134,6 +138,14 @@ pub struct Record {
     pub(super) changed: u64,
 }
 
+/// A mint and its keyset: with it a trade goes on while every relay is away.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Honoured {
+    pub(super) mint: MintUrl,
+    pub(super) keyset: KeySet,
+}
+
 impl Record {
     pub(super) fn new(event: Event, role: Role) -> Self {
         Self {
@@ -143,6 +155,7 @@ impl Record {
             stage: Stage::Agreeing,
             mine: None,
             theirs: None,
+            ehash: None,
             got: Vec::new(),
             locked: Vec::new(),
             invoice: None,

@@ -24,6 +24,7 @@ use super::post::{self, Incoming};
 use super::record::{End, Record, Role, Stage, Wish};
 use super::trade::{Note, Trade};
 use super::{Clock, Limits, Probe, SettleError};
+use crate::nwc::Nwc;
 use crate::trade::Exchange;
 use crate::wallet::{NAMESPACE, Wallet};
 
@@ -45,6 +46,8 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) mailbox: Mailbox,
     pub(super) mints: Mints,
+    /// The Lightning wallet, if there is one.
+    pub(super) nwc: Option<Nwc>,
     pub(super) limits: Limits,
     pub(super) timing: Timing,
     pub(super) clock: Clock,
@@ -96,6 +99,7 @@ impl Settler {
             keys,
             mailbox,
             mints,
+            nwc: None,
             limits,
             timing: Timing::EH06,
             clock: Clock::default(),
@@ -104,6 +108,13 @@ impl Settler {
             changes: broadcast::Sender::new(CHANGES),
         };
         Ok(Self { shared, _lock: lock })
+    }
+
+    /// This settler, with a Lightning wallet.
+    #[must_use]
+    pub fn with_lightning(mut self, nwc: Nwc) -> Self {
+        self.shared.nwc = Some(nwc);
+        self
     }
 
     /// This settler, by other deadlines and locktimes than the draft's. Both sides

@@ -36,7 +36,7 @@ impl Trade {
         &mut self,
         ehash: &LegPlan,
         locked: &Proofs,
-        sats: &LegPlan,
+        sats: Option<&LegPlan>,
     ) -> Result<(), SettleError> {
         if matches!(self.record.watched, Some(Watched::By { .. })) {
             return Ok(());
@@ -60,8 +60,10 @@ impl Trade {
         &self,
         ehash: &LegPlan,
         locked: &Proofs,
-        sats: &LegPlan,
+        sats: Option<&LegPlan>,
     ) -> Result<Vec<PublicKey>, String> {
+        let by_lightning = "the sats come by Lightning, to this wallet alone";
+        let sats = sats.ok_or(by_lightning)?;
         let watchers = &self.shared.limits.watchers;
         if watchers.is_empty() {
             return Err("no watchtower is named ([trade] watchers)".to_owned());

@@ -5,14 +5,16 @@
 //! | `args` | the command lines |
 //! | `offer` | `offer …`: what this wallet trades |
 //! | `book` | `book`: a market's offers, and what ehash is worth |
-//! | `trades` | `trades`: what was traded, and by whom |
-//! | `market` | `market …`: terms and rules |
+//! | `trades` | `trades`: what was matched, what became of it, and who settles |
+//! | `market` | `market …`: terms, rules and prices |
+//! | `candles` | `market candles`: prices over time |
 //!
 //! To look takes no wallet. To offer takes one, whose words derive the key that
 //! offers are signed with.
 
 pub mod args;
 mod book;
+mod candles;
 mod market;
 mod offer;
 mod trades;

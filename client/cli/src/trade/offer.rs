@@ -7,7 +7,7 @@ use hashpit_client::trade::{Answer, End, Exchange, OwnOffer, Standing, Trade, Tr
 use hashpit_nips::eh04::{Market, Terms, Way};
 use hashpit_nips::eh05::Outcome;
 use hashpit_nips::{Lots, Msats, Price};
-use nostr_sdk::Timestamp;
+use nostr_sdk::{Timestamp, ToBech32};
 use serde_json::{Value, json};
 
 use super::args::{Alive, Amend, Make, Offer, OfferCommand};
@@ -19,6 +19,9 @@ use crate::wallet::{open, short_unit};
 /// What is said of an offer that was cancelled before it had an answer.
 const EARLY: &str = "The exchange has not answered the offer itself, and may still accept it: look \
                      with `hashpit offer list`, and cancel it then.";
+
+/// Counterparties of one offer that are looked up.
+const MAX_MET: usize = 5;
 
 /// `hashpit offer …`.
 pub async fn run(options: Offer, settings: &config::Trade, data_dir: &Path) -> anyhow::Result<()> {
@@ -63,7 +66,9 @@ async fn make(trader: &mut Trader, options: Make, json: bool) -> anyhow::Result<
     let (d, hidden) = (format!("{:012x}", rand::random::<u64>() >> 16), options.hidden);
     let terms = terms(&market, options)?;
     let answer = trader.make(&market, d.clone(), terms.clone(), hidden).await?;
-    told(&answer, json, || acknowledged(&d, &market, &terms, &answer))
+    told(&answer, json, || acknowledged(&d, &market, &terms, &answer))?;
+    counterparties(trader.exchange(), &answer, json).await;
+    Ok(())
 }
 
 fn terms(market: &Market, options: Make) -> anyhow::Result<Terms> {
@@ -103,7 +108,30 @@ async fn amend(trader: &mut Trader, options: &Amend, json: bool) -> anyhow::Resu
     let terms = amended(&own.terms, options)?;
     let market = trader.exchange().market(Some(&own.market.epoch.to_string()))?.clone();
     let answer = trader.amend(&own, terms.clone()).await?;
-    told(&answer, json, || acknowledged(&own.d, &market, &terms, &answer))
+    told(&answer, json, || acknowledged(&own.d, &market, &terms, &answer))?;
+    counterparties(trader.exchange(), &answer, json).await;
+    Ok(())
+}
+
+/// Says how those have settled so far whom an offer has met at once.
+async fn counterparties(exchange: &Exchange, answer: &Answer, json: bool) {
+    if json {
+        return;
+    }
+    let other = |trade: &Trade| {
+        let legs = [trade.terms.maker, trade.terms.taker];
+        legs.into_iter().find(|leg| leg.offer != answer.event).map(|leg| leg.trader)
+    };
+    let mut met: Vec<_> = answer.matches.iter().filter_map(other).collect();
+    met.sort_unstable();
+    met.dedup();
+    for trader in met.into_iter().take(MAX_MET) {
+        let Ok(npub) = trader.to_bech32();
+        match exchange.reputation(trader).await {
+            Ok(found) => println!("  with {npub}: {found}"),
+            Err(error) => tracing::debug!(%error, npub, "how somebody settles is not known"),
+        }
+    }
 }
 
 fn amended(old: &Terms, options: &Amend) -> anyhow::Result<Terms> {

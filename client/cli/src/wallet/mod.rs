@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `make` | `init`, `restore`, `keys` |
 //! | `money` | `balance`, `send`, `receive`, `history`, `reclaim` |
+//! | `lightning` | `deposit`, `withdraw` |
 //! | `claim` | `claim` |
 //! | `pay` | `pay`, `request`, `outbox`, `receive --inbox` |
 //! | `backup` | `backup`: the wallet on Nostr relays |
 
 mod backup;
 mod claim;
+mod lightning;
 mod make;
 mod money;
 mod pay;
@@ -55,6 +57,10 @@ pub async fn run(
                 false => money::receive(&wallet, options, json).await,
             }
         }
+        WalletCommand::Deposit(options) => {
+            lightning::deposit(&wallet, options, json, shutdown).await
+        }
+        WalletCommand::Withdraw(options) => lightning::withdraw(&wallet, options, json).await,
         WalletCommand::Backup(options) => backup::run(&wallet, options, json).await,
         WalletCommand::Pay(options) => pay::pay(&wallet, options, json).await,
         WalletCommand::Request(options) => pay::request(&wallet, options, json).await,
