@@ -21,6 +21,7 @@ use crate::args;
 use crate::claiming::claim_for_ever;
 use crate::config;
 use crate::listen::{Listen, Port};
+use crate::trade::settle::watch::settle_for_ever;
 use crate::wallet;
 
 /// `hashpit proxy`.
@@ -37,6 +38,7 @@ pub async fn run(
     };
     let ports = [listeners.sv1.local_addr()?, listeners.sv2.local_addr()?];
     let wallet = wallet::open_or_create(&dir.join("wallet")).await?;
+    let trading = (wallet.clone(), config.trade);
     let source = source(&options, &config.proxy, &wallet).await?;
     let mut settings = config.proxy.devices;
     settings.aggregate |= options.aggregate;
@@ -49,6 +51,7 @@ pub async fn run(
     let (progress, claiming) = watch::channel(Progress::default());
     let (found, shortfall) = watch::channel(None);
     tasks.spawn(proxy.serve(shutdown.clone()));
+    tasks.spawn(settle_for_ever(trading.0, trading.1, shutdown.clone()));
     tasks.spawn(reconcile::watch(monitor.clone(), claiming.clone(), found, shutdown.clone()));
     if let Some((pool, relays)) = source {
         wallet::back_up_by_default(&wallet, &relays, options.json).await?;
