@@ -120,6 +120,8 @@ pub enum Milestone {
     Offer,
     /// A second wallet's bid has met the offer.
     Match,
+    /// The two have settled it: ehash and sats have changed hands.
+    Trade,
 }
 
 #[derive(Debug, clap::Args)]

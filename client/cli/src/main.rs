@@ -9,6 +9,7 @@
 //! | `up` | every role in one process |
 //! | `claiming` | claiming that goes on for ever |
 //! | `proxy` | devices of one's own, mining for the wallet |
+//! | `settling` | settling that goes on for ever |
 //! | `roles` | one role for operators |
 //! | `wallet` | the wallet's commands |
 //! | `trade` | offers, books and trades |
@@ -21,6 +22,7 @@ mod config;
 mod listen;
 mod proxy;
 mod roles;
+mod settling;
 mod terminal;
 mod trade;
 mod up;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use hashpit_client::issuance::Progress;
-use hashpit_client::{Wallet, miner, proxy};
+use hashpit_client::{Wallet, miner, proxy, settle};
 use hashpit_exchange::Exchange;
 use hashpit_nips::eh04::{Payment, Rules, Way};
 use hashpit_nips::{MinerIdentity, Sats, Work};
@@ -33,6 +33,7 @@ use crate::claiming::claim_for_ever;
 use crate::config::Config;
 use crate::listen::{Listen, Port};
 use crate::proxy::authority_secret;
+use crate::settling::Settling;
 use crate::wallet;
 use buying::{Bought, Buyer};
 use display::{Addresses, Display};
@@ -116,6 +117,8 @@ struct House {
     claiming: watch::Receiver<Progress>,
     offered: watch::Receiver<Offered>,
     bought: watch::Receiver<Bought>,
+    /// Trades of the miner's wallet.
+    settled: watch::Receiver<settle::Progress>,
 }
 
 impl House {
@@ -207,16 +210,37 @@ impl House {
         let ((offer, offered), claims) = (watch::channel(Offered::default()), claiming.clone());
         roles.push(Role::start("the seller", &ended, |stop| seller.run(claims, offer, stop)));
         let (buy, bought) = watch::channel(Bought::default());
+        let (settle, settled) = watch::channel(settle::Progress::default());
+        let settling = Settling {
+            wallet: wallet.clone(),
+            exchange: addresses.exchange,
+            relays: relays.clone(),
+            // Its own mint's sats, which are a simulation.
+            limits: settle::Limits {
+                max_trade_sats: u64::MAX,
+                max_counterparty_sats: u64::MAX,
+                mints: sats.iter().cloned().collect(),
+                ..settle::Limits::default()
+            },
+        };
         let mut buyer = None;
         if let Some(mint) = sats {
             let own = wallet::open_or_create(&dir.join("buyer")).await?;
             buying::follow_mint(&wallet, &own, &mint).await?;
             buyer = Some(own.clone());
+            let buyers = own.clone();
             let (exchange, relays) = (addresses.exchange, relays.clone());
             let buyer = Buyer { wallet: own, exchange, relays, worth, mint, way };
             let offers = offered.clone();
             roles.push(Role::start("the buyer", &ended, |stop| buyer.run(offers, buy, stop)));
+            let wallet = buyers.clone();
+            let theirs = Settling { wallet, ..settling.clone() };
+            let unwatched = watch::Sender::new(settle::Progress::default());
+            roles.push(Role::start("the buyer's settling", &ended, |stop| {
+                theirs.for_ever(unwatched, stop)
+            }));
         }
+        roles.push(Role::start("settling", &ended, |stop| settling.for_ever(settle, stop)));
         let claimer = wallet.clone();
         roles.push(Role::start("the wallet", &ended, |stop| {
             claim_for_ever(claimer, pool_key, relays, claim_progress, stop)
@@ -247,6 +271,7 @@ impl House {
             claiming,
             offered,
             bought,
+            settled,
         })
     }
 
@@ -277,6 +302,7 @@ impl House {
                 }
                 Some(Milestone::Offer) if offered.offer.is_some() => return Ok(()),
                 Some(Milestone::Match) if bought.matched.is_some() => return Ok(()),
+                Some(Milestone::Trade) if self.settled.borrow().attested > 0 => return Ok(()),
                 _ => {}
             }
         }
@@ -298,8 +324,22 @@ impl House {
             "exchange": exchange,
             "offer": self.offered.borrow().offer.as_ref().map(of_offer),
             "match": self.bought.borrow().matched.as_ref().map(of_match),
+            "trade": self.last_trade().await?,
             "buyer_sats": self.buyers_sats().await?,
             "seconds": begun.elapsed().as_secs(),
+        }))
+    }
+
+    /// The newest trade of the miner's wallet.
+    async fn last_trade(&self) -> anyhow::Result<Option<serde_json::Value>> {
+        let trades = self.wallet.trades().await?;
+        Ok(trades.first().map(|trade| {
+            json!({
+                "id": trade.id(),
+                "units": trade.units(),
+                "sats": trade.sats(),
+                "stage": trade.stage,
+            })
         }))
     }
 

@@ -205,6 +205,15 @@ impl Record {
         self.terms().units
     }
 
+    /// SHA-256 of the buyer's preimage, once it is told.
+    pub fn hash(&self) -> Option<[u8; 32]> {
+        let keys = match self.role {
+            Role::Seller => self.theirs.as_ref(),
+            Role::Buyer => self.mine.as_ref(),
+        };
+        Some(keys?.pays.as_ref()?.hash)
+    }
+
     /// True once nothing is left to do.
     pub fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Over { .. })
