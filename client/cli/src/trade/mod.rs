@@ -69,7 +69,7 @@ async fn connect(
 }
 
 /// Those that the wallet claims through, and backs up to.
-async fn relays_of(wallet: &Wallet) -> anyhow::Result<Vec<RelayUrl>> {
+pub async fn relays_of(wallet: &Wallet) -> anyhow::Result<Vec<RelayUrl>> {
     let mut relays: Vec<_> = wallet.pools().await?.into_iter().flat_map(|p| p.relays).collect();
     relays.extend(wallet.backup_settings().await?.relays);
     relays.sort();

@@ -4,18 +4,18 @@
 //! |---|---|
 //! | `args` | the command line |
 //! | `show` | `list`, `show` |
-//! | `watch` | `watch`, `resume`, and settling as part of a role |
+//! | `watch` | `watch`, `resume` |
 //! | `wish` | `refund`, `cancel` |
 //! | `background` | settling that goes on after a command has ended |
 //! | `words` | trades in words, and as JSON |
 //!
 //! One settler at a time drives a wallet's trades at one exchange, whichever
-//! process it is in.
+//! process it is in. Roles that trade settle by `crate::settling`.
 
 pub mod args;
 pub mod background;
 mod show;
-pub mod watch;
+mod watch;
 mod wish;
 mod words;
 

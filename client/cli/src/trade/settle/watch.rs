@@ -1,4 +1,4 @@
-//! Settling in this process: `trade watch`, `trade resume`, and beside a role.
+//! Settling in this process: `trade watch`, `trade resume`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -11,9 +11,9 @@ use nostr_sdk::{EventId, PublicKey, Timestamp};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::words;
 use crate::config;
@@ -28,8 +28,6 @@ const ASK: u32 = 5;
 const UNANSWERED: u64 = 10 * 60;
 /// Changes that wait to be printed; the settlers drop what is beyond.
 const QUEUE: usize = 256;
-/// Pause before a role tries again to settle.
-const AGAIN: Duration = Duration::from_secs(10);
 
 /// When to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,62 +245,6 @@ async fn forward(mut from: broadcast::Receiver<Change>, to: mpsc::Sender<Change>
             }
             Err(RecvError::Lagged(missed)) => debug!(missed, "changes of trades not shown"),
             Err(RecvError::Closed) => return,
-        }
-    }
-}
-
-/// Settles beside a role until stopped, if an exchange is configured; begins again
-/// after a failure, and where another process settles already, once that has ended.
-pub async fn settle_for_ever(wallet: Wallet, settings: config::Trade, stop: CancellationToken) {
-    if settings.exchange.is_none() {
-        return;
-    }
-    let at = At { exchange: None, relays: Vec::new(), json: false };
-    while !stop.is_cancelled() {
-        match settle(&wallet, &at, &settings, stop.clone()).await {
-            Ok(()) => {}
-            Err(error) => match error.downcast_ref() {
-                Some(SettleError::Busy) => debug!("another process settles"),
-                _ => warn!(error = format!("{error:#}"), "cannot settle trades; trying again"),
-            },
-        }
-        tokio::select! { biased;
-            () = stop.cancelled() => {}
-            () = sleep(AGAIN) => {}
-        }
-    }
-}
-
-async fn settle(
-    wallet: &Wallet,
-    at: &At,
-    settings: &config::Trade,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let opened = tokio::select! { biased;
-        () = stop.cancelled() => return Ok(()),
-        opened = Watching::open(wallet, at, settings) => opened?,
-    };
-    opened.serve(stop).await
-}
-
-impl Watching {
-    /// As [`Watching::run`] until stopped, without a word on stdout: the log has it.
-    async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let mut settling = JoinSet::new();
-        let stop = stop.child_token();
-        for trader in &self.traders {
-            trader.close().await;
-        }
-        for settler in self.settlers {
-            settling.spawn(settler.run(stop.clone()));
-        }
-        let first = settling.join_next().await;
-        stop.cancel();
-        while settling.join_next().await.is_some() {}
-        match first {
-            Some(ended) => Ok(ended.context("a settler ended unexpectedly")??),
-            None => Ok(()),
         }
     }
 }
