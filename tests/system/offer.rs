@@ -102,7 +102,20 @@ fn stderr(output: &Output) -> String {
 async fn an_offer_is_made_changed_listed_and_cancelled() {
     let dir = tempfile::tempdir().unwrap();
     let mut desk = Desk::open(dir.path()).await;
-    let make = ["offer", "make", "sell", "10", "--price", "12340", "--min", "2", "--expires", "2h"];
+    let make = [
+        "offer",
+        "make",
+        "sell",
+        "10",
+        "--price",
+        "12340",
+        "--min",
+        "2",
+        "--expires",
+        "2h",
+        "--force",
+        "--no-watch",
+    ];
     let (made, event) = desk.send(&make, Outcome::Accepted).await;
     let made = stdout(made);
     assert!(made.contains("10 lots") && made.contains("12 340 msats (12.34 sats)"), "{made}");
@@ -237,8 +250,9 @@ async fn a_book_and_trades_are_followed() {
     desk.exchange.depth(2, &[Level(Price::new(12_350), 4, 2)]).await.unwrap();
     assert_eq!(book.next()["bids"], json!([["12350", "4", 2], ["12300", "10", 1]]));
 
-    let (_, event) =
-        desk.send(&["offer", "make", "buy", "5", "--price", "9"], Outcome::Accepted).await;
+    let (_, event) = desk
+        .send(&["offer", "make", "buy", "5", "--price", "9", "--no-watch"], Outcome::Accepted)
+        .await;
     let nine = desk.exchange.fill(&event, Lots::new(1), Price::new(9)).await.unwrap();
     let first = desk.json(&["trades"]).await;
     assert_eq!((&first["msats"], &first["taker_side"]), (&json!("9"), &json!("sell")));
@@ -276,7 +290,7 @@ async fn a_book_and_trades_are_followed() {
 async fn whom_an_offer_meets_is_shown_with_how_it_has_settled() {
     let dir = tempfile::tempdir().unwrap();
     let mut desk = Desk::open(dir.path()).await;
-    let running = desk.start(&["offer", "make", "buy", "2", "--price", "9"]);
+    let running = desk.start(&["offer", "make", "buy", "2", "--price", "9", "--no-watch"]);
     let event = desk.exchange.hear().await.unwrap();
     desk.exchange.fill(&event, Lots::new(2), Price::new(9)).await.unwrap();
     desk.exchange.enter(&event, Outcome::Accepted).await.unwrap();
@@ -291,7 +305,7 @@ async fn prices_are_shown_of_what_was_settled() {
     let dir = tempfile::tempdir().unwrap();
     let mut desk = Desk::open(dir.path()).await;
     assert!(desk.text(&["market", "show"]).await.contains("nothing was settled yet"));
-    let make = ["offer", "make", "buy", "9", "--price", "5000"];
+    let make = ["offer", "make", "buy", "9", "--price", "5000", "--no-watch"];
     let (_, event) = desk.send(&make, Outcome::Accepted).await;
     let traders = [Keys::generate().public_key(), event.pubkey];
     for (price, lots) in [(4_000, 1), (5_000, 2), (4_500, 3)] {

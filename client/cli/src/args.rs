@@ -9,6 +9,7 @@ use hashpit_client::wallet::MintUrl;
 use nostr_sdk::{PublicKey, RelayUrl};
 
 use crate::trade::args as trade;
+use crate::trade::settle::args as settle;
 
 /// Ehash on Nostr: mine, hold and trade tokens for work done.
 ///
@@ -55,12 +56,19 @@ pub enum Command {
     /// The wallet in the data directory is opened, or made, and what the devices
     /// earn at the pool is claimed into it.
     Proxy(Proxy),
+    /// Run a watchtower: finish the claims of sellers who are away.
+    ///
+    /// Sellers name its npub, which it prints, under `[trade] watchers`. It needs
+    /// relays that they write to, under `[watch]` in the configuration.
+    Watch,
     /// Hold, send, receive and claim ehash.
     Wallet(Wallet),
     /// Make, change and cancel offers at an exchange.
     Offer(trade::Offer),
     /// Show a market's book: who pays how much for ehash.
     Book(trade::Book),
+    /// Settle your matches, and see how far they are.
+    Trade(settle::Trade),
     /// Show what was traded.
     Trades(trade::Trades),
     /// Show an exchange's markets and rules.
@@ -79,7 +87,10 @@ pub enum Command {
 impl Command {
     /// True for roles that an operator watches by their log.
     pub fn is_server(&self) -> bool {
-        matches!(self, Self::Relay(_) | Self::Pool(_) | Self::Exchange(_) | Self::Proxy(_))
+        matches!(
+            self,
+            Self::Relay(_) | Self::Pool(_) | Self::Exchange(_) | Self::Proxy(_) | Self::Watch
+        )
     }
 }
 

@@ -63,7 +63,11 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Exchange(options) => roles::exchange(options, config, dir, shutdown).await,
             Command::Proxy(options) => proxy::run(options, config, dir, shutdown).await,
             Command::Wallet(options) => wallet::run(options, dir, shutdown).await,
-            Command::Offer(options) => trade::offer(options, &config.trade, dir).await,
+            Command::Watch => roles::watch(config.watch, dir, shutdown).await,
+            Command::Offer(options) => {
+                trade::offer(options, &config.trade, dir, args.config.as_deref()).await
+            }
+            Command::Trade(options) => trade::trade(options, &config.trade, dir, shutdown).await,
             Command::Book(options) => trade::book(options, &config.trade, dir, shutdown).await,
             Command::Trades(options) => trade::trades(options, &config.trade, dir, shutdown).await,
             Command::Market(options) => trade::market(options, &config.trade, dir).await,

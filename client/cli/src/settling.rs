@@ -31,6 +31,7 @@ impl Settling {
             match self.once(&stop).await {
                 Ok(()) => pause = AGAIN.0,
                 Err(SettleError::Trade(error)) => debug!(%error, "no exchange to settle at yet"),
+                Err(error @ SettleError::Busy) => debug!(%error, "waiting for it to end"),
                 Err(error) => warn!(%error, "settling failed; trying again"),
             }
             let _ = tokio::time::timeout(pause, stop.cancelled()).await;

@@ -281,7 +281,7 @@ impl Trade {
     }
 
     /// Asks the mint for a swap until it has answered, or a time has passed.
-    async fn carry_out(
+    pub(super) async fn carry_out(
         &self,
         what: &str,
         swap: &Swap,

@@ -12,11 +12,15 @@
 //! | `lightning` | the sats by Lightning instead |
 //! | `mints` | keysets, and which sat mints are trusted |
 //! | `post` | messages in NIP-59 wraps, and reports to the exchange |
+//! | [`Watchtower`], `watched` | claims that somebody else may finish |
+//! | [`Step`], [`LegView`] | a trade as its user is told of it |
+//! | [`obstacles`] | what would keep an offer's fills from being settled |
 //! | `keys` | everything secret, derived |
 //!
 //! A script may be left at any await, by a kill or a lost machine, and is begun
 //! anew: each step first looks at what its record says was done.
 
+mod account;
 mod agree;
 mod buyer;
 mod keys;
@@ -24,10 +28,13 @@ mod legs;
 mod lightning;
 mod mints;
 mod post;
+mod ready;
 mod record;
 mod seller;
 mod settler;
+mod tower;
 mod trade;
+mod watched;
 
 use std::fmt;
 use std::future::Future;
@@ -37,14 +44,17 @@ use std::sync::Arc;
 use cdk::mint_url::MintUrl;
 use hashpit_mailbox::MailboxError;
 pub use hashpit_nips::eh06::Timing;
-use nostr_sdk::Timestamp;
+use nostr_sdk::{PublicKey, Timestamp};
 use serde::Deserialize;
 
 use crate::trade::TradeError;
 use crate::wallet::WalletError;
 
-pub use record::{End, Record, Role, Stage, Wish};
-pub use settler::{Progress, Settler, wish};
+pub use account::{LegView, Step, Whose};
+pub use ready::{Obstacle, obstacles};
+pub use record::{End, Record, Role, Stage, Watched, Wish};
+pub use settler::{Change, Progress, Settler, wish};
+pub use tower::{TowerProgress, Watchtower};
 
 /// Why trades cannot be settled.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +97,8 @@ pub struct Limits {
     pub min_trade_sats: u64,
     /// Mints whose sats are taken, besides those that the wallet has used.
     pub mints: Vec<MintUrl>,
+    /// Watchtowers that may finish a claim of ours while we are away.
+    pub watchers: Vec<PublicKey>,
 }
 
 impl Default for Limits {
@@ -96,6 +108,7 @@ impl Default for Limits {
             max_counterparty_sats: 200_000,
             min_trade_sats: 1,
             mints: Vec::new(),
+            watchers: Vec::new(),
         }
     }
 }

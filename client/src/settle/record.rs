@@ -83,6 +83,22 @@ pub enum Wish {
     Refund,
 }
 
+/// Whether somebody else could claim the sats while the seller is away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Watched {
+    /// A relay has a claim for each of these watchtowers.
+    By {
+        /// Their keys.
+        watchers: Vec<PublicKey>,
+    },
+    /// Nobody could.
+    Nobody {
+        /// Why.
+        why: String,
+    },
+}
+
 /// A trade, and what has become of it.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,6 +131,9 @@ pub struct Record {
     pub(super) wish: Option<Wish>,
     /// It was found on relays: what was asked of the mints before is not known.
     pub(super) recovered: bool,
+    /// The seller's: who watches.
+    #[serde(default)]
+    pub(super) watched: Option<Watched>,
     /// When it last changed, in seconds of the Unix epoch.
     pub(super) changed: u64,
 }
@@ -144,6 +163,7 @@ impl Record {
             reported: 0,
             wish: None,
             recovered: false,
+            watched: None,
             changed: 0,
         }
     }
@@ -168,6 +188,11 @@ impl Record {
             Role::Seller => terms.buyer().trader,
             Role::Buyer => terms.seller().trader,
         }
+    }
+
+    /// The exchange that matched it.
+    pub fn exchange(&self) -> PublicKey {
+        self.terms().market.exchange
     }
 
     /// Sats that change hands.

@@ -48,7 +48,7 @@ impl Trade {
             }
         }
         if self.record.stage == Stage::Waiting {
-            match self.await_preimage(ehash).await? {
+            match self.await_preimage(ehash, sats.as_ref()).await? {
                 Ok(preimage) => self.record.preimage = Some(preimage),
                 Err(end) => return Ok(end),
             }
@@ -85,6 +85,7 @@ impl Trade {
     async fn await_preimage(
         &mut self,
         ehash: &LegPlan,
+        sats: Option<&LegPlan>,
     ) -> Result<Result<[u8; 32], End>, SettleError> {
         let proofs = match self.own_proofs(ehash) {
             Ok(proofs) => proofs,
@@ -92,6 +93,7 @@ impl Trade {
             Err(LegFault::Settle(error)) => return Err(error),
         };
         let handed = self.record.locked.clone();
+        self.have_watched(ehash, &proofs, sats).await?;
         self.send(Message::Locked { leg: Leg::Ehash, proofs: handed });
         self.report(3).await?;
         let mut pause = ASK.0;
@@ -156,8 +158,11 @@ impl Trade {
                 Ok(LegState::TakenBack) => {
                     return lost("the buyer has taken the sats back after their locktime");
                 }
-                // By a watchtower, or by another machine of ours.
-                Ok(LegState::Claimed(_)) => break,
+                Ok(LegState::Claimed(_)) => match self.gather(sats, &proofs).await {
+                    Ok(()) => break,
+                    Err(LegFault::Refused(why)) => return lost(&why),
+                    Err(LegFault::Settle(error)) => return Err(error),
+                },
                 Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
                 Err(LegFault::Settle(error)) => return Err(error),
             }

@@ -109,6 +109,13 @@ pub struct Make {
     /// offer.
     #[arg(long)]
     pub hidden: bool,
+    /// Do not settle its matches in the background: `hashpit trade watch`, `proxy` or
+    /// `up` does.
+    #[arg(long)]
+    pub no_watch: bool,
+    /// Make it although the wallet could not settle all of it.
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, clap::Args)]

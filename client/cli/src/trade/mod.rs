@@ -8,6 +8,7 @@
 //! | `trades` | `trades`: what was matched, what became of it, and who settles |
 //! | `market` | `market …`: terms, rules and prices |
 //! | `candles` | `market candles`: prices over time |
+//! | `settle` | `trade …`: what becomes of matches |
 //!
 //! To look takes no wallet. To offer takes one, whose words derive the key that
 //! offers are signed with.
@@ -17,6 +18,7 @@ mod book;
 mod candles;
 mod market;
 mod offer;
+pub mod settle;
 mod trades;
 
 use std::path::Path;
@@ -30,6 +32,7 @@ use hashpit_nips::Msats;
 pub use market::run as market;
 use nostr_sdk::RelayUrl;
 pub use offer::run as offer;
+pub use settle::run as trade;
 pub use trades::run as trades;
 
 use crate::config;
@@ -66,7 +69,7 @@ async fn connect(
 }
 
 /// Those that the wallet claims through, and backs up to.
-async fn relays_of(wallet: &Wallet) -> anyhow::Result<Vec<RelayUrl>> {
+pub async fn relays_of(wallet: &Wallet) -> anyhow::Result<Vec<RelayUrl>> {
     let mut relays: Vec<_> = wallet.pools().await?.into_iter().flat_map(|p| p.relays).collect();
     relays.extend(wallet.backup_settings().await?.relays);
     relays.sort();

@@ -73,9 +73,17 @@ pub async fn run(
 
 /// Opens the wallet in `dir`, asking for its password if it has one.
 pub async fn open(dir: &Path) -> anyhow::Result<Wallet> {
+    Ok(open_and_tell(dir).await?.0)
+}
+
+/// As [`open`]; the password too, for a process that has to open it again.
+pub async fn open_and_tell(dir: &Path) -> anyhow::Result<(Wallet, Option<String>)> {
     match Wallet::open(dir).await {
-        Err(WalletError::Locked(_)) => Ok(Wallet::unlock(dir, &terminal::password()?).await?),
-        opened => Ok(opened?),
+        Err(WalletError::Locked(_)) => {
+            let password = terminal::password()?;
+            Ok((Wallet::unlock(dir, &password).await?, Some(password)))
+        }
+        opened => Ok((opened?, None)),
     }
 }
 
