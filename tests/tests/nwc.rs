@@ -227,6 +227,18 @@ async fn an_invoice_that_was_not_ordered_is_not_handed_on() {
             Err(error) => assert!(!good && error.class() == Class::Unknown, "{error}"),
         }
     }
+    // One whose answer was lost is found again, unless it can no longer be paid.
+    for (state, good) in [("pending", true), ("settled", false)] {
+        let said = json!({
+            "payment_hash": hex(&hash()), "amount": MSATS, "state": state, "invoice": invoice(),
+        });
+        let order = order(MSATS, hash());
+        let (made, ()) = tokio::join!(nwc.make_hold_invoice(&order), async {
+            wallet.answer(refusal("make_hold_invoice", "OTHER")).await;
+            wallet.answer(result("lookup_invoice", said)).await;
+        });
+        assert_eq!(made.is_ok(), good, "{made:?}");
+    }
     nwc.close().await;
     relay.stop().await.unwrap();
 }
