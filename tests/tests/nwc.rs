@@ -58,6 +58,17 @@ impl Wallet {
         self.mailbox.publish(&info(&self.keys, encryption)).await.unwrap();
     }
 
+    /// Waits until it hears of requests again after its connection was lost.
+    async fn returned(&mut self) {
+        let returned = async {
+            while !matches!(self.requests.next().await.unwrap(), Arrival::Connected(_)) {}
+        };
+        timeout(PATIENCE, returned).await.expect("a connection in time");
+        // The relay reads in order, so that it knows the subscription when it answers.
+        let anything = Filter::new().kind(Kind::from(INFO));
+        assert_eq!(self.mailbox.fetch(anything, PATIENCE).await.unwrap().1, 1);
+    }
+
     /// The next request, and what it says.
     async fn asked(&mut self) -> (Event, Value) {
         let asked = timeout(PATIENCE, async {
@@ -293,6 +304,7 @@ async fn who_listens_is_told_that_the_connection_was_lost() {
     let listener = TcpListener::bind(address).await.unwrap();
     let relay = RelayHouse::start_on(listener, dir.path()).await.unwrap();
     assert_eq!(next(&mut heard).await, Notice::Missed);
+    wallet.returned().await;
     let bolt11 = invoice();
     let close = async {
         wallet.asked().await;
