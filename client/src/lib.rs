@@ -11,6 +11,7 @@
 //! | [`pay`] | payment requests, tokens to an npub, and an inbox for them |
 //! | [`miner`] | a CPU miner that speaks Stratum V2 |
 //! | [`proxy`] | devices below, pools above: Stratum V1 and V2 |
+//! | [`settle`] | settlement of matches by atomic swap (EH-06) |
 //! | [`trade`] | offers to an exchange, and what its journal says (EH-04, EH-05) |
 
 pub mod backup;
@@ -20,6 +21,7 @@ pub mod mint;
 pub mod nwc;
 pub mod pay;
 pub mod proxy;
+pub mod settle;
 pub mod trade;
 pub mod wallet;
 

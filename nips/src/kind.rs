@@ -28,6 +28,10 @@ pub const MARKET: Kind = Kind::Custom(38481);
 pub const EXCHANGE: Kind = Kind::Custom(38482);
 /// EH-04 trader's command to an exchange; regular.
 pub const COMMAND: Kind = Kind::Custom(8483);
+/// EH-06 message of a trade; never published: it travels in NIP-59 wraps.
+pub const SWAP: Kind = Kind::Custom(8484);
+/// EH-06 claim for a watchtower; never published: it travels in NIP-59 wraps.
+pub const WATCH: Kind = Kind::Custom(8485);
 /// EH-05 journal entry; regular, by the exchange.
 pub const ENTRY: Kind = Kind::Custom(8480);
 /// EH-05 match; regular, by the exchange.

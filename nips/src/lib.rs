@@ -15,6 +15,7 @@
 //! | [`eh03`] | backup: wallet, tokens and history of NIP-60 |
 //! | [`eh04`] | offers, a trader's commands, markets and exchange info |
 //! | [`eh05`] | the exchange's journal: entries, matches, settlements, checkpoints, depth |
+//! | [`eh06`] | settlement: messages of two traders, locks and their check |
 //! | [`eh07`] | a mint's HTTP API in encrypted events |
 //!
 //! The drafts that these modules implement are `EH-01.md` to `EH-07.md` beside
@@ -25,6 +26,7 @@ pub mod eh02;
 pub mod eh03;
 pub mod eh04;
 pub mod eh05;
+pub mod eh06;
 pub mod eh07;
 pub mod epoch;
 pub mod identity;

@@ -12,6 +12,7 @@
 //! | [`scripted_exchange`] | an exchange that says what a test tells it to |
 //! | [`sv1_miner`] | a Stratum V1 CPU miner, to mine under a translator |
 //! | [`sv2_peer`] | a raw Sv2 client, well-behaved or not |
+//! | [`trade_house`] | all that two wallets need to trade with each other |
 
 pub mod bad_relay;
 pub mod exchange_house;
@@ -22,3 +23,4 @@ pub mod sat_mint;
 pub mod scripted_exchange;
 pub mod sv1_miner;
 pub mod sv2_peer;
+pub mod trade_house;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cdk::Mint;
 use cdk::dhke::{blind_message, construct_proofs};
 use cdk::mint_url::MintUrl;
-use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, Proofs, Token};
+use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, MintVersion, Proofs, PublicKey, Token};
 use cdk::secret::Secret;
 use hashpit_nips::Seed;
 use tokio::net::TcpListener;
@@ -21,6 +21,8 @@ const MAX_BITS: u32 = 20;
 pub struct SatMint {
     /// Where it answers.
     pub url: MintUrl,
+    /// Its key (NUT-06).
+    pub key: PublicKey,
     mint: Arc<Mint>,
     keyset: Id,
     _stop: DropGuard,
@@ -43,7 +45,26 @@ impl SatMint {
         tokio::spawn(
             async move { axum::serve(listener, router).with_graceful_shutdown(stopped).await },
         );
-        Ok(Self { url: MintUrl::from_str(&url)?, mint, keyset, _stop: stop.drop_guard() })
+        let key = mint
+            .mint_info()
+            .await?
+            .pubkey
+            .ok_or_else(|| anyhow::anyhow!("a mint without a key"))?;
+        Ok(Self { url: MintUrl::from_str(&url)?, key, mint, keyset, _stop: stop.drop_guard() })
+    }
+
+    /// Has the mint tell its version, from which it is known that it can `SIG_ALL`.
+    pub async fn tell_version(&self) -> anyhow::Result<()> {
+        let version = MintVersion::new("cdk-mintd".to_owned(), "0.18.3".to_owned());
+        let info = self.mint.mint_info().await?.version(version);
+        Ok(self.mint.set_mint_info(info).await?)
+    }
+
+    /// Signs by a new keyset from now on, and no more by the old one.
+    pub async fn rotate(&self) -> anyhow::Result<()> {
+        let amounts = (0..=MAX_BITS).map(|bit| 1 << bit).collect();
+        self.mint.rotate_keyset(CurrencyUnit::Sat, amounts, 0, false, None).await?;
+        Ok(())
     }
 
     /// A new token of `amount` sats, below 2^21.

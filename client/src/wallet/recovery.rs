@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cdk::Wallet as CdkWallet;
-use cdk::nuts::{RestoreRequest, State};
+use cdk::nuts::{CurrencyUnit, RestoreRequest, State};
 use cdk_common::wallet::{
     OperationData, ProofInfo, ReceiveSagaState, SendSagaState, SwapSagaState, TransactionId,
     TransactionStatus, WalletSaga, WalletSagaState,
@@ -22,8 +22,8 @@ const RESUME: Duration = Duration::from_secs(10);
 const REQUEST_ENDS: Duration = Duration::from_secs(3);
 
 impl Wallet {
-    /// Finishes or undoes sends and receives that a crash cut short, and notes
-    /// which tokens have been received. What needs a mint that does not answer
+    /// Finishes or undoes what a crash cut short, notes which tokens have been
+    /// received, and takes deposits that were paid. What needs a mint that does not answer
     /// waits for another time.
     pub(super) async fn resume_swaps(&self) -> Result<(), WalletError> {
         self.adopt_tokens().await?;
@@ -46,13 +46,15 @@ impl Wallet {
         self.adopt_tokens().await
     }
 
-    /// Mints and units with pending proofs or unfinished swaps.
+    /// Mints and units with pending proofs, unfinished swaps or open deposits.
     async fn unsettled(&self) -> Result<BTreeSet<(String, String)>, WalletError> {
         let pending = self.balances().await?.into_iter().filter(|balance| balance.pending > 0);
         let pending = pending.map(|Balance { mint, unit, .. }| (mint, unit));
         let sagas = self.store.get_incomplete_sagas().await?.into_iter();
         let swaps = sagas.map(|saga| (saga.mint_url.to_string(), saga.unit.to_string()));
-        Ok(pending.chain(swaps).collect())
+        let deposits = self.deposits().await?.into_iter();
+        let deposits = deposits.map(|deposit| (deposit.mint, CurrencyUnit::Sat.to_string()));
+        Ok(pending.chain(swaps).chain(deposits).collect())
     }
 
     /// A request of a process that died may be under way at the mint still, and
@@ -77,9 +79,13 @@ impl Wallet {
         let mut pending = self.proofs_at(cdk, &pending).await?;
         // Without its inputs cdk would take a receive for done.
         let waits = |id| doubtful.iter().any(|saga| saga.id == id);
+        // Nor are the inputs of swaps that a trade sees to.
+        let trades = self.swap_operations().await?;
+        let waits = |id| waits(id) || trades.contains(&id);
         pending.retain(|info| !info.used_by_operation.is_some_and(waits));
         forget_spent(cdk, pending).await?;
-        self.release_orphans(cdk).await
+        self.release_orphans(cdk).await?;
+        if cdk.unit == CurrencyUnit::Sat { self.resume_deposits(cdk).await } else { Ok(()) }
     }
 
     /// Ends requests of which the mint has signed nothing: it never will, since
@@ -151,10 +157,13 @@ impl Wallet {
     /// within a send that was undone.
     async fn release_orphans(&self, cdk: &CdkWallet) -> Result<(), cdk::Error> {
         let operations = self.store.get_incomplete_sagas().await?;
+        let trades = self.swap_operations().await?;
         let mut orphans = self.proofs_at(cdk, &[State::Reserved]).await?;
         orphans.retain(|info| {
             let owner = info.used_by_operation;
-            owner.is_none_or(|owner| operations.iter().all(|operation| operation.id != owner))
+            owner.is_none_or(|owner| {
+                !trades.contains(&owner) && operations.iter().all(|operation| operation.id != owner)
+            })
         });
         if !orphans.is_empty() {
             cdk.unreserve_proofs(orphans.into_iter().map(|info| info.y).collect()).await?;

@@ -1,0 +1,336 @@
+//! Step 1: what both bring to a trade, whether it fits, and what follows from it.
+
+use std::time::Duration;
+
+use hashpit_nips::eh01::EpochKeyset;
+use hashpit_nips::eh04::{Offer, Side, Way};
+use hashpit_nips::eh05::{Entry, Subject};
+use hashpit_nips::eh06::{HtlcLock, Keys, LockTerms, Message, Pays, lock_key};
+use hashpit_nips::kind;
+use nostr_sdk::Filter;
+use tokio::time::sleep;
+use tracing::debug;
+
+use super::SettleError;
+use super::legs::LegPlan;
+use super::mints::{Place, PlaceError};
+use super::record::{Honoured, Role};
+use super::trade::Trade;
+
+/// Pause before what a trade needs to know is asked for again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What follows from what both brought.
+pub(super) struct Agreed {
+    pub(super) ehash: LegPlan,
+    /// None where sats go by Lightning.
+    pub(super) sats: Option<LegPlan>,
+}
+
+/// Why there is no agreement: a reason for the user, or an error of our own.
+pub(super) type Unfit<T> = Result<Result<T, String>, SettleError>;
+
+impl Trade {
+    /// Exchanges keys with the other trader, or takes up what was agreed before.
+    pub(super) async fn agree(&mut self) -> Unfit<Agreed> {
+        if self.record.mine.is_none() {
+            match self.bring().await? {
+                Ok((mine, ehash)) => {
+                    self.record.mine = Some(mine);
+                    self.record.ehash = Some(ehash);
+                }
+                Err(why) => return Ok(Err(why)),
+            }
+            self.save("mine").await?;
+        }
+        if self.record.theirs.is_none()
+            && let Err(why) = self.meet().await?
+        {
+            return Ok(Err(why));
+        }
+        self.plan().await
+    }
+
+    /// Tells our keys, and waits for theirs.
+    async fn meet(&mut self) -> Unfit<()> {
+        let mine = self.record.mine.clone().expect("brought before");
+        let (me, of) = (self.shared.keys.clone(), self.record.id());
+        let message = Message::Keys(Box::new(mine.clone()));
+        // A copy to ourselves: from it and the words another machine goes on.
+        self.shared.send(&me, me.public_key(), of, &message).await;
+        self.shared.send(&me, self.record.counterparty(), of, &message).await;
+        self.report(1).await?;
+        let (counterparty, until) = (self.record.counterparty(), self.due(self.timing().agree));
+        let theirs = self.wait(until, |it| match &it.message {
+            Message::Keys(keys) if it.from == counterparty => Some((**keys).clone()),
+            _ => None,
+        });
+        let Some(theirs) = theirs.await else {
+            return Ok(Err(self.unheard("the other trader has not told its keys in time")));
+        };
+        if let Err(why) = self.fits(&mine, &theirs) {
+            return Ok(Err(why.to_owned()));
+        }
+        self.record.theirs = Some(theirs);
+        self.save("theirs").await?;
+        Ok(Ok(()))
+    }
+
+    /// Why a wait has ended without what was waited for.
+    pub(super) fn unheard(&self, late: &str) -> String {
+        let canceled = self.record.wish.map(|_| "you have canceled it");
+        canceled.unwrap_or(late).to_owned()
+    }
+
+    /// Whether what they bring fits the match and what we bring.
+    fn fits(&self, mine: &Keys, theirs: &Keys) -> Result<(), &'static str> {
+        let skew = self.timing().skew;
+        let (locks, pays) = (theirs.lock.is_some(), theirs.pays.as_ref());
+        let way = pays.or(mine.pays.as_ref()).map(|pays| pays.way);
+        if theirs.terms != mine.terms {
+            Err("the other trader means other terms")
+        } else if theirs.clock.abs_diff(self.now()) > skew {
+            Err("the other trader's clock and ours are too far apart; check this machine's")
+        } else if theirs.epoch != mine.epoch {
+            Err("the two traders know the epoch in different states")
+        } else if theirs.key == mine.key || theirs.key == self.shared.keys.public_key() {
+            Err("the other trader shows our own key")
+        } else if (self.role() == Role::Seller) != pays.is_some() {
+            Err("the other trader takes the wrong side")
+        } else if !way.is_some_and(|way| self.terms.pay.contains(&way)) {
+            Err("the buyer pays in a way that the match does not have")
+        } else if locks != (self.role() == Role::Buyer || matches!(way, Some(Way::Cashu(_)))) {
+            Err("the other trader does not say where it locks its leg")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What we bring: checked against our own offer and limits first.
+    async fn bring(&mut self) -> Unfit<(Keys, Honoured)> {
+        let until = self.due(self.timing().agree);
+        loop {
+            let late = self.now() >= until;
+            match self.try_to_bring().await {
+                Ok(brought) if !late => return Ok(Ok(brought)),
+                Ok(_) => return Ok(Err("the match was heard of too late".to_owned())),
+                Err(Lack::Reason(why)) => return Ok(Err(why)),
+                Err(Lack::NotNow(why)) if late => return Ok(Err(why)),
+                Err(Lack::NotNow(why)) => debug!(why, "cannot begin yet"),
+                Err(Lack::Settle(error)) => return Err(error),
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    async fn try_to_bring(&self) -> Result<(Keys, Honoured), Lack> {
+        self.follows_from_our_offer().await?;
+        self.shared.within_limits(&self.record).await?;
+        let epoch = self.epoch().await?;
+        let honoured = Honoured { mint: epoch.mint.clone(), keyset: epoch.keyset.clone() };
+        let ehash = self.shared.mints.ehash_place(&honoured).await?;
+        let pays = match self.role() {
+            Role::Seller => None,
+            Role::Buyer => Some(Pays { hash: self.keys.hash(), way: self.way().await? }),
+        };
+        let place = match pays.as_ref().map(|pays| pays.way) {
+            None => Some(ehash),
+            Some(Way::Nwc) => None,
+            Some(Way::Cashu(key)) => {
+                let url = self.shared.mints.sats(key).await?;
+                Some(self.shared.mints.sat_place(&url, None).await?)
+            }
+        };
+        let lock = place.map(|Place { cdk, keyset, sig_all }| LockTerms {
+            mint: cdk.mint_url.clone(),
+            keyset: keyset.id,
+            sig_all,
+        });
+        let terms = self.terms.terms().map_err(|error| Lack::Reason(error.to_string()))?;
+        let key = self.keys.keys().public_key();
+        let keys = Keys { terms, key, clock: self.now(), epoch: epoch.state, lock, pays };
+        Ok((keys, honoured))
+    }
+
+    /// The first way of the match that we can pay by.
+    async fn way(&self) -> Result<Way, Lack> {
+        let mut why = Lack::Reason("the match has no way of payment that we have".to_owned());
+        for way in &self.terms.pay {
+            match way {
+                Way::Cashu(key) => match self.shared.mints.sats(*key).await {
+                    Ok(_) => return Ok(*way),
+                    Err(error) => why = error.into(),
+                },
+                Way::Nwc if self.shared.nwc.is_some() => return Ok(*way),
+                Way::Nwc => {}
+            }
+        }
+        Err(why)
+    }
+
+    /// Whether the match is one that our offer agreed to; an exchange could sign
+    /// any.
+    async fn follows_from_our_offer(&self) -> Result<(), Lack> {
+        let (own, side) = match self.role() {
+            Role::Seller => (self.terms.seller(), Side::Sell),
+            Role::Buyer => (self.terms.buyer(), Side::Buy),
+        };
+        let exchange = &self.shared.exchange;
+        let entries = Filter::new().author(exchange.key()).kind(kind::ENTRY).event(own.offer);
+        let entries =
+            exchange.ask(entries).await.map_err(|error| Lack::NotNow(error.to_string()))?;
+        let shown = entries.iter().filter_map(|entry| Entry::decode(entry).ok());
+        let shown = shown.filter_map(|entry| match entry.subject {
+            Subject::Trader(event) => Some(event),
+            _ => None,
+        });
+        let mut ours = shown.filter(|event| {
+            event.id == own.offer && event.pubkey == own.trader && event.verify().is_ok()
+        });
+        let Some(event) = ours.next() else {
+            return Err(Lack::NotNow("the journal does not show our offer".to_owned()));
+        };
+        let reason = |why: &str| Lack::Reason(format!("the match is not what we offered: {why}"));
+        let offer = Offer::decode(&event).map_err(|error| reason(&error.to_string()))?;
+        let terms = offer.terms.ok_or_else(|| reason("it was canceled"))?;
+        let worse = terms.price.is_some_and(|limit| match side {
+            Side::Sell => self.terms.price < limit,
+            Side::Buy => self.terms.price > limit,
+        });
+        if own.trader != self.shared.keys.public_key() || terms.side != side {
+            Err(reason("another side"))
+        } else if offer.market != self.terms.market {
+            Err(reason("another market"))
+        } else if worse {
+            Err(reason("a worse price"))
+        } else if self.terms.lots > terms.max {
+            Err(reason("more lots"))
+        } else if !self.terms.pay.iter().all(|way| terms.pay.contains(way)) {
+            Err(reason("another way of payment"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The epoch as its pool last said; the wallet knows its keyset then.
+    async fn epoch(&self) -> Result<EpochKeyset, Lack> {
+        let unit = self.terms.market.epoch;
+        let exchange = &self.shared.exchange;
+        let told = exchange.keyset(unit).await.map_err(|error| Lack::NotNow(error.to_string()))?;
+        let unknown = || Lack::NotNow("no relay knows the pool's keyset".to_owned());
+        let epoch = told.ok_or_else(unknown)?;
+        let learned = self.shared.learn(&epoch).await?;
+        if learned { Ok(epoch) } else { Err(Lack::Reason("the pool shows a second keyset".into())) }
+    }
+
+    /// Whether the epoch is as it was when we agreed; asks until a time.
+    pub(super) async fn is_epoch_unchanged(&self, until: u64) -> bool {
+        let agreed = self.record.mine.as_ref().map(|mine| mine.epoch);
+        loop {
+            match self.epoch().await {
+                Ok(epoch) => return Some(epoch.state) == agreed,
+                Err(_) if self.now() >= until => return false,
+                Err(_) => sleep(AGAIN).await,
+            }
+        }
+    }
+
+    /// Where the ehash is honoured: as recorded, else as its pool says now.
+    async fn honoured(&self) -> Result<Honoured, Lack> {
+        match &self.record.ehash {
+            Some(honoured) => Ok(honoured.clone()),
+            None => {
+                let epoch = self.epoch().await?;
+                Ok(Honoured { mint: epoch.mint, keyset: epoch.keyset })
+            }
+        }
+    }
+
+    /// Both legs, as they follow from what both brought. Tries until the mints
+    /// answer: with something locked there is no way back from here.
+    async fn plan(&self) -> Unfit<Agreed> {
+        loop {
+            match self.try_to_plan().await {
+                Ok(agreed) => return Ok(Ok(agreed)),
+                Err(Lack::Reason(why)) => return Ok(Err(why)),
+                Err(Lack::NotNow(why)) => debug!(why, trade = %self.record.id(), "not yet"),
+                Err(Lack::Settle(error)) => return Err(error),
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    async fn try_to_plan(&self) -> Result<Agreed, Lack> {
+        let (Some(mine), Some(theirs)) = (&self.record.mine, &self.record.theirs) else {
+            return Err(Lack::Reason("no keys were exchanged".to_owned()));
+        };
+        let (seller, buyer) = match self.role() {
+            Role::Seller => (mine, theirs),
+            Role::Buyer => (theirs, mine),
+        };
+        let wrong = |why: &str| Lack::Reason(why.to_owned());
+        let pays = buyer.pays.as_ref().ok_or_else(|| wrong("the buyer does not pay"))?;
+        let of_ehash = seller.lock.as_ref().ok_or_else(|| wrong("no word on the ehash"))?;
+        let place = self.shared.mints.ehash_place(&self.honoured().await?).await?;
+        let unknown = "the mint does not know SIG_ALL, by which a leg is to be locked";
+        if of_ehash.sig_all && !place.sig_all {
+            return Err(wrong(unknown));
+        }
+        if of_ehash.keyset != place.keyset.id {
+            return Err(wrong("the seller would lock ehash of another keyset than the pool's"));
+        }
+        let lock = |to: &Keys, refund: &Keys, locktime, sig_all| HtlcLock {
+            hash: pays.hash,
+            to: lock_key(&to.key),
+            refund: lock_key(&refund.key),
+            locktime,
+            sig_all,
+        };
+        let (timing, at) = (self.timing(), self.terms.at);
+        let ehash = LegPlan {
+            place,
+            lock: lock(buyer, seller, timing.ehash_until(at), of_ehash.sig_all),
+            net: self.terms.units.get(),
+        };
+        let sats = match (pays.way, &buyer.lock) {
+            (Way::Nwc, _) => None,
+            (Way::Cashu(_), None) => return Err(wrong("no word on the sats")),
+            (Way::Cashu(key), Some(terms)) => {
+                let url = self.shared.mints.sats(key).await?;
+                let place = self.shared.mints.sat_place(&url, Some(terms.keyset)).await?;
+                if terms.sig_all && !place.sig_all {
+                    return Err(wrong(unknown));
+                }
+                let lock = lock(seller, buyer, timing.sats_until(at), terms.sig_all);
+                let net = self.record.sats().get();
+                Some(LegPlan { place, lock, net })
+            }
+        };
+        Ok(Agreed { ehash, sats })
+    }
+}
+
+/// What keeps a trade from going on.
+pub(super) enum Lack {
+    /// For good.
+    Reason(String),
+    /// Until somebody answers.
+    NotNow(String),
+    Settle(SettleError),
+}
+
+impl From<PlaceError> for Lack {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Settle(error) => Self::Settle(error),
+            PlaceError::Mint(error) => Self::NotNow(error.to_string()),
+            other => Self::Reason(other.to_string()),
+        }
+    }
+}
+
+impl From<SettleError> for Lack {
+    fn from(error: SettleError) -> Self {
+        Self::Settle(error)
+    }
+}

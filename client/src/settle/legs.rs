@@ -1,0 +1,318 @@
+//! A leg at its mint: lock, check, claim, take back.
+
+use std::time::Duration;
+
+use cdk::nuts::{
+    CheckStateRequest, HTLCWitness, Proofs, ProofsMethods, State, SwapRequest, Witness,
+};
+use hashpit_nips::eh06::{self, HtlcLock, LockedProof};
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use super::SettleError;
+use super::keys::sha256;
+use super::mints::Place;
+use super::trade::Trade;
+use crate::wallet::{Swap, SwapError};
+
+/// First and longest pause before a mint is asked again.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What is to be locked, where, and under which condition.
+#[derive(Clone)]
+pub(super) struct LegPlan {
+    pub(super) place: Place,
+    pub(super) lock: HtlcLock,
+    /// What its receiver gets, after the mint's fee for claiming it.
+    pub(super) net: u64,
+}
+
+/// Where a locked leg stands, by its mint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LegState {
+    /// Nobody has spent it, as far as the mint says.
+    Unspent,
+    /// Something is under way.
+    Pending,
+    /// Claimed, with this preimage.
+    Claimed([u8; 32]),
+    /// Spent without the preimage: taken back.
+    TakenBack,
+}
+
+/// Why something at a mint has failed for good.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LegFault {
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Settle(#[from] SettleError),
+}
+
+impl From<crate::wallet::WalletError> for LegFault {
+    fn from(error: crate::wallet::WalletError) -> Self {
+        Self::Settle(error.into())
+    }
+}
+
+/// The witness's preimage where claims are signed, junk where a leg is taken back:
+/// every mint tried wants something there.
+const JUNK: [u8; 32] = [0; 32];
+
+impl Trade {
+    /// Locks our leg; the proofs that were locked before, if it was done.
+    ///
+    /// Errors where the mint has refused, or has not done it by `until`: then nothing
+    /// is locked, and what was reserved is free.
+    pub(super) async fn lock(&mut self, plan: &LegPlan, until: u64) -> Result<Proofs, LegFault> {
+        if !self.record.locked.is_empty() {
+            return self.own_proofs(plan);
+        }
+        let amounts = eh06::amounts(plan.net, &plan.place.keyset);
+        let amounts = amounts.map_err(|error| LegFault::Refused(error.to_string()))?;
+        let given = self.keys.locked(&plan.lock, &amounts);
+        if self.record.recovered
+            && let Some(proofs) = self.locked_before(plan, &given).await?
+        {
+            return self.note_locked(proofs, plan).await;
+        }
+        let (name, operation) = (self.record.swap("lock"), self.record.operation());
+        let (wallet, place) = (self.shared.wallet.clone(), plan.place.clone());
+        let planned =
+            wallet.plan_payment(&name, operation, &place.cdk, &place.keyset, given.clone());
+        let swap = self.shared.probe.around("write lock", planned).await?;
+        let request = swap.request(&wallet)?;
+        let done = match self.carry_out("lock", &swap, &request, &place, until).await {
+            // The last request may have been carried out all the same.
+            Ok(None) => match self.locked_before(plan, &given).await? {
+                Some(_) => self.carry_out("lock", &swap, &request, &place, u64::MAX).await,
+                None => Err(LegFault::Refused("it is too late to lock anything".to_owned())),
+            },
+            done => done,
+        };
+        match done {
+            Ok(proofs) => {
+                let mut proofs = proofs.unwrap_or_default();
+                proofs.truncate(amounts.len());
+                self.note_locked(proofs, plan).await
+            }
+            Err(LegFault::Refused(why)) => {
+                wallet.give_up(&name, operation).await?;
+                Err(LegFault::Refused(why))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the mint has signed of a lock; waits for it as long as it takes.
+    async fn locked_before(
+        &self,
+        plan: &LegPlan,
+        given: &[crate::wallet::Given],
+    ) -> Result<Option<Proofs>, LegFault> {
+        let keyset = &plan.place.keyset;
+        let outputs: Result<Vec<_>, _> = given.iter().map(|it| it.blind(keyset.id)).collect();
+        let (outputs, mint) = (outputs?, plan.place.mint());
+        let mut pause = PAUSE.0;
+        loop {
+            let asked = self.shared.wallet.signed_before(&outputs, mint.as_ref(), keyset);
+            match self.shared.probe.around("ask lock", asked).await {
+                Ok(found) => return Ok(found),
+                Err(SwapError::Unknown(error)) => debug!(%error, "the mint does not answer"),
+                Err(error) => return Err(fault(error)),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    async fn note_locked(&mut self, proofs: Proofs, plan: &LegPlan) -> Result<Proofs, LegFault> {
+        let handed = (0..)
+            .zip(&proofs)
+            .map(|(index, proof)| LockedProof::hand_over(proof, self.keys.nonce(index)));
+        let unproven = "the mint's signatures have no DLEQ proof, so they cannot be shown";
+        let handed: Option<Vec<_>> = handed.collect();
+        self.record.locked = handed.ok_or_else(|| LegFault::Refused(unproven.to_owned()))?;
+        self.save("locked").await?;
+        self.own_proofs(plan)
+    }
+
+    /// Our own locked proofs.
+    pub(super) fn own_proofs(&self, plan: &LegPlan) -> Result<Proofs, LegFault> {
+        let opened = plan.lock.open(plan.net, &plan.place.keyset, &self.record.locked);
+        opened.map_err(|error| LegFault::Refused(error.to_string()))
+    }
+
+    /// Checks the other's leg as it was handed over: everything that follows from
+    /// the agreement, and that nobody has spent it yet.
+    pub(super) async fn check(
+        &self,
+        plan: &LegPlan,
+        handed: &[LockedProof],
+    ) -> Result<Proofs, LegFault> {
+        let opened = plan.lock.open(plan.net, &plan.place.keyset, handed);
+        let proofs = opened.map_err(|error| LegFault::Refused(error.to_string()))?;
+        match self.state(plan, &proofs).await? {
+            LegState::Unspent => Ok(proofs),
+            _ => Err(LegFault::Refused("it is spent, or being spent".to_owned())),
+        }
+    }
+
+    /// Where a leg stands; waits for the mint as long as it takes.
+    pub(super) async fn state(
+        &self,
+        plan: &LegPlan,
+        proofs: &Proofs,
+    ) -> Result<LegState, LegFault> {
+        let mut pause = PAUSE.0;
+        loop {
+            match self.try_state(plan, proofs).await {
+                Ok(state) => return Ok(state),
+                Err(error) => debug!(%error, "the mint does not say where a leg stands"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// Asks the mint once.
+    pub(super) async fn try_state(
+        &self,
+        plan: &LegPlan,
+        proofs: &Proofs,
+    ) -> Result<LegState, cdk::Error> {
+        let (ys, mint) = (proofs.ys()?, plan.place.mint());
+        let asked = mint.post_check_state(CheckStateRequest { ys: ys.clone() });
+        let told = self.shared.probe.around("ask state", asked).await?.states;
+        let told: Vec<_> = told.into_iter().filter(|it| ys.contains(&it.y)).collect();
+        if told.len() < ys.len() {
+            return Err(cdk::Error::UnexpectedProofState);
+        }
+        let preimages = told.iter().filter_map(|it| it.witness.as_ref()?.preimage());
+        // Whoever takes a leg back writes what he likes there.
+        let fits = |text: String| {
+            let mut bytes = [0; 32];
+            hex::decode_to_slice(text, &mut bytes).ok()?;
+            (sha256(&bytes) == plan.lock.hash).then_some(bytes)
+        };
+        let preimage = preimages.filter_map(fits).next();
+        let any = |state| told.iter().any(|it| it.state == state);
+        Ok(match preimage {
+            Some(preimage) if any(State::Spent) => LegState::Claimed(preimage),
+            _ if any(State::Spent) => LegState::TakenBack,
+            _ if any(State::Pending) => LegState::Pending,
+            _ => LegState::Unspent,
+        })
+    }
+
+    /// Claims a leg with the preimage, into the wallet.
+    pub(super) async fn claim(
+        &mut self,
+        plan: &LegPlan,
+        proofs: Proofs,
+        preimage: &[u8; 32],
+    ) -> Result<(), LegFault> {
+        self.spend("claim", plan, proofs, preimage, u64::MAX).await.map(drop)
+    }
+
+    /// As [`Trade::claim`], but shows the mint the preimage only before a time;
+    /// false once that has passed.
+    pub(super) async fn claim_before(
+        &mut self,
+        until: u64,
+        plan: &LegPlan,
+        proofs: Proofs,
+        preimage: &[u8; 32],
+    ) -> Result<bool, LegFault> {
+        self.spend("claim", plan, proofs, preimage, until).await
+    }
+
+    /// Takes our leg back, once its locktime has passed.
+    pub(super) async fn take_back(
+        &mut self,
+        plan: &LegPlan,
+        proofs: Proofs,
+    ) -> Result<(), LegFault> {
+        self.spend("refund", plan, proofs, &JUNK, u64::MAX).await.map(drop)
+    }
+
+    async fn spend(
+        &mut self,
+        what: &'static str,
+        plan: &LegPlan,
+        proofs: Proofs,
+        preimage: &[u8; 32],
+        until: u64,
+    ) -> Result<bool, LegFault> {
+        let (name, wallet) = (self.record.swap(what), self.shared.wallet.clone());
+        let place = &plan.place;
+        let planned = wallet.plan_receipt(&name, &place.cdk, &place.keyset, proofs);
+        let swap = self.shared.probe.around(&format!("write {what}"), planned).await?;
+        if swap.is_done() {
+            return Ok(true);
+        }
+        let mut request = swap.request(&wallet)?;
+        self.sign(&mut request, plan.lock.sig_all, preimage)?;
+        Ok(self.carry_out(what, &swap, &request, place, until).await?.is_some())
+    }
+
+    fn sign(
+        &self,
+        request: &mut SwapRequest,
+        sig_all: bool,
+        preimage: &[u8; 32],
+    ) -> Result<(), LegFault> {
+        let failed = |error: cdk::nuts::nut11::Error| LegFault::Refused(error.to_string());
+        let witness = || {
+            let preimage = hex::encode(preimage);
+            Some(Witness::HTLCWitness(HTLCWitness { preimage, signatures: None }))
+        };
+        if sig_all {
+            if let Some(first) = request.inputs_mut().first_mut() {
+                first.witness = witness();
+            }
+            return request.sign_sig_all(self.keys.cashu()).map_err(failed);
+        }
+        for input in request.inputs_mut() {
+            input.witness = witness();
+            input.sign_p2pk(self.keys.cashu()).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the mint for a swap until it has answered, or a time has passed.
+    pub(super) async fn carry_out(
+        &self,
+        what: &str,
+        swap: &Swap,
+        request: &SwapRequest,
+        place: &Place,
+        until: u64,
+    ) -> Result<Option<Proofs>, LegFault> {
+        let (wallet, mint) = (&self.shared.wallet, place.mint());
+        let mut pause = PAUSE.0;
+        while self.now() < until {
+            let asked = wallet.carry_out(swap, request.clone(), mint.as_ref(), &place.keyset);
+            match self.shared.probe.around(&format!("swap {what}"), asked).await {
+                Ok(proofs) => return Ok(Some(proofs)),
+                Err(SwapError::Unknown(error)) => {
+                    debug!(%error, what, trade = %self.record.id(), "asking the mint again");
+                }
+                Err(error @ SwapError::Lie(_)) => {
+                    warn!(%error, what, trade = %self.record.id(), "asking the mint again");
+                }
+                Err(error) => return Err(fault(error)),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+        Ok(None)
+    }
+}
+
+fn fault(error: SwapError) -> LegFault {
+    match error {
+        SwapError::Wallet(error) => error.into(),
+        other => LegFault::Refused(other.to_string()),
+    }
+}

@@ -1,0 +1,398 @@
+//! Takes up every match of a wallet, and drives each trade to its end.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, TryLockError};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashpit_mailbox::{Arrival, Inbox, Mailbox};
+use hashpit_nips::Sats;
+use hashpit_nips::eh01::EpochKeyset;
+use hashpit_nips::eh05::{Match, Settlement};
+use hashpit_nips::eh06::Timing;
+use hashpit_nips::kind;
+use nostr_sdk::{Event, EventId, Filter, Keys, Kind, PublicKey, Timestamp};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::agree::Lack;
+use super::mints::Mints;
+use super::post::{self, Incoming};
+use super::record::{End, Record, Role, Stage, Wish};
+use super::trade::{Note, Trade};
+use super::{Clock, Limits, Probe, SettleError};
+use crate::nwc::Nwc;
+use crate::trade::Exchange;
+use crate::wallet::{NAMESPACE, Wallet};
+
+/// How often wishes of other processes are looked for, on this disk.
+const WISHES: Duration = Duration::from_secs(1);
+/// Notes that wait for one trade.
+const QUEUE: usize = 64;
+/// Changes that wait to be shown; whoever falls behind misses the oldest.
+const CHANGES: usize = 1024;
+/// Messages kept for matches that have not been heard of yet.
+const MAX_EARLY: usize = 512;
+const WISH_TABLE: &str = "wishes";
+
+/// What all trades of a wallet share.
+pub(super) struct Shared {
+    pub(super) wallet: Wallet,
+    pub(super) exchange: Exchange,
+    /// The key that offers are signed by.
+    pub(super) keys: Keys,
+    pub(super) mailbox: Mailbox,
+    pub(super) mints: Mints,
+    /// The Lightning wallet, if there is one.
+    pub(super) nwc: Option<Nwc>,
+    pub(super) limits: Limits,
+    pub(super) timing: Timing,
+    pub(super) clock: Clock,
+    pub(super) probe: Probe,
+    progress: watch::Sender<Progress>,
+    changes: broadcast::Sender<Change>,
+}
+
+/// A trade that has changed, and what it is now.
+pub type Change = (EventId, Stage);
+
+/// What a settler has done since it began.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Trades under way.
+    pub open: usize,
+    /// Trades that were completed.
+    pub completed: usize,
+    /// Trades that ended otherwise.
+    pub failed: usize,
+    /// The trade that changed last, and what it is now.
+    pub last: Option<(EventId, Stage)>,
+    /// Trades that the exchange has attested as completed.
+    pub attested: usize,
+}
+
+/// Settles a wallet's trades at one exchange.
+pub struct Settler {
+    shared: Shared,
+    _lock: File,
+}
+
+impl Settler {
+    /// A settler of `wallet`'s trades at `exchange`.
+    ///
+    /// Errors with [`SettleError::Busy`] where another process is one.
+    pub async fn open(
+        wallet: Wallet,
+        exchange: Exchange,
+        limits: Limits,
+    ) -> Result<Self, SettleError> {
+        let lock = lock(&wallet, exchange.key())?;
+        let keys = wallet.trade_keys();
+        let mailbox = Mailbox::connect(keys.clone(), exchange.relays()).await?;
+        let mints = Mints::new(wallet.clone(), limits.mints.clone());
+        let shared = Shared {
+            wallet,
+            exchange,
+            keys,
+            mailbox,
+            mints,
+            nwc: None,
+            limits,
+            timing: Timing::EH06,
+            clock: Clock::default(),
+            probe: Probe::default(),
+            progress: watch::Sender::new(Progress::default()),
+            changes: broadcast::Sender::new(CHANGES),
+        };
+        Ok(Self { shared, _lock: lock })
+    }
+
+    /// This settler, with a Lightning wallet.
+    #[must_use]
+    pub fn with_lightning(mut self, nwc: Nwc) -> Self {
+        self.shared.nwc = Some(nwc);
+        self
+    }
+
+    /// This settler, by other deadlines and locktimes than the draft's. Both sides
+    /// of a trade need the same.
+    #[must_use]
+    pub fn with_timing(mut self, timing: Timing) -> Self {
+        self.shared.timing = timing;
+        self
+    }
+
+    /// This settler, by another clock.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.shared.clock = clock;
+        self
+    }
+
+    /// This settler, telling `probe` of each effect.
+    #[must_use]
+    pub fn with_probe(mut self, probe: Probe) -> Self {
+        self.shared.probe = probe;
+        self
+    }
+
+    /// What it does, as it goes on.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.shared.progress.subscribe()
+    }
+
+    /// Every change of a trade, as long as they are read.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.shared.changes.subscribe()
+    }
+
+    /// True if a process settles this wallet's trades at an exchange.
+    pub fn is_running(wallet: &Wallet, exchange: PublicKey) -> Result<bool, SettleError> {
+        match lock(wallet, exchange) {
+            Ok(_) => Ok(false),
+            Err(SettleError::Busy) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Settles until stopped. Every trade can be left at any moment, and is taken
+    /// up by the next run.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), SettleError> {
+        let shared = Arc::new(self.shared);
+        let mut desk = Desk::new(shared.clone());
+        let outcome = desk.run(&stop).await;
+        desk.tasks.shutdown().await;
+        shared.mailbox.close().await;
+        shared.exchange.close().await;
+        outcome
+    }
+}
+
+/// Tells the settler of a wallet what the user wants of a trade; it may be another
+/// process, or start later.
+pub async fn wish(wallet: &Wallet, of: EventId, wish: Wish) -> Result<(), SettleError> {
+    let bytes = serde_json::to_vec(&wish).expect("a word is JSON");
+    Ok(wallet.store.kv_write(NAMESPACE, WISH_TABLE, &of.to_hex(), &bytes).await?)
+}
+
+/// One settler of a wallet's trades at an exchange at a time; the kernel releases
+/// the lock if the process dies.
+fn lock(wallet: &Wallet, exchange: PublicKey) -> Result<File, SettleError> {
+    let path = wallet.dir().join(format!("trades-{}.lock", &exchange.to_hex()[..16]));
+    let failed = |source| crate::wallet::WalletError::Directory { path: path.clone(), source };
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(SettleError::Busy),
+        Err(TryLockError::Error(source)) => Err(failed(source).into()),
+    }
+}
+
+/// Who hands out what comes in.
+struct Desk {
+    shared: Arc<Shared>,
+    trades: HashMap<EventId, mpsc::Sender<Note>>,
+    early: VecDeque<Incoming>,
+    tasks: JoinSet<Result<Record, SettleError>>,
+}
+
+impl Desk {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, trades: HashMap::new(), early: VecDeque::new(), tasks: JoinSet::new() }
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<(), SettleError> {
+        let mut inbox = self.subscribe().await?;
+        for record in self.shared.wallet.trades().await? {
+            if !record.is_over() && record.exchange() == self.shared.exchange.key() {
+                self.start(record);
+            }
+        }
+        let mut wishes = interval(WISHES);
+        wishes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! { biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    match done {
+                        Ok(record) => self.ended(&record?),
+                        Err(error) if error.is_panic() => {
+                            std::panic::resume_unwind(error.into_panic())
+                        }
+                        Err(_) => {}
+                    }
+                }
+                _ = wishes.tick() => self.grant_wishes().await?,
+                arrival = inbox.next() => match arrival {
+                    Some(Arrival::Event(event)) => self.take(&event).await?,
+                    Some(Arrival::Connected(relay)) => debug!(%relay, "settling through"),
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    async fn subscribe(&self) -> Result<Inbox, SettleError> {
+        let (me, exchange) = (self.shared.keys.public_key(), self.shared.exchange.key());
+        let wraps = Filter::new().kind(Kind::GiftWrap).pubkey(me);
+        let recent = Timestamp::now() - Duration::from_secs(self.shared.timing.agree * 2);
+        let journal = Filter::new().author(exchange).kinds([kind::MATCH, kind::SETTLEMENT]);
+        let journal = journal.pubkey(me).since(recent);
+        Ok(self.shared.mailbox.subscribe([journal, wraps]).await?)
+    }
+
+    async fn take(&mut self, event: &Event) -> Result<(), SettleError> {
+        if event.kind == Kind::GiftWrap {
+            if let Some(incoming) = post::open(&self.shared.keys, event).await {
+                self.hand_over(incoming);
+            }
+            return Ok(());
+        }
+        if event.pubkey != self.shared.exchange.key() {
+            return Ok(());
+        }
+        if let Ok(settlement) = Settlement::decode(event) {
+            info!(trade = %settlement.of, fate = ?settlement.fate, "the exchange attests");
+            if settlement.fate == hashpit_nips::eh05::Fate::Completed {
+                self.shared.progress.send_modify(|progress| progress.attested += 1);
+            }
+            return Ok(());
+        }
+        if let Ok(terms) = Match::decode(event) {
+            self.begin(event, &terms).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes up a match that was not seen before.
+    async fn begin(&mut self, event: &Event, terms: &Match) -> Result<(), SettleError> {
+        let me = self.shared.keys.public_key();
+        let role = match (terms.seller().trader == me, terms.buyer().trader == me) {
+            (true, false) => Role::Seller,
+            (false, true) => Role::Buyer,
+            _ => return Ok(()),
+        };
+        if self.shared.wallet.trade(event.id).await?.is_some() {
+            return Ok(());
+        }
+        let now = self.shared.clock.now();
+        if now >= Timing::of(terms.at, self.shared.timing.agree) {
+            debug!(trade = %event.id, "a match of which nothing can come any more");
+            return Ok(());
+        }
+        info!(trade = %event.id, ?role, lots = %terms.lots, "matched");
+        let record = Record::new(event.clone(), role);
+        self.shared.wallet.save_trade(&record).await?;
+        self.start(record);
+        Ok(())
+    }
+
+    fn start(&mut self, record: Record) {
+        let (of, (notes, inbox)) = (record.id(), mpsc::channel(QUEUE));
+        let trade = Trade::new(self.shared.clone(), record, inbox);
+        self.tasks.spawn(trade.run());
+        self.trades.insert(of, notes);
+        let (now, later) =
+            std::mem::take(&mut self.early).into_iter().partition(|incoming| incoming.of == of);
+        self.early = later;
+        let now: VecDeque<Incoming> = now;
+        now.into_iter().for_each(|incoming| self.hand_over(incoming));
+        self.shared.progress.send_modify(|progress| progress.open = self.trades.len());
+    }
+
+    /// Gives a message to its trade. One that is flooded loses messages; whoever
+    /// floods it is its counterparty.
+    fn hand_over(&mut self, incoming: Incoming) {
+        if incoming.from == self.shared.keys.public_key() {
+            return;
+        }
+        match self.trades.get(&incoming.of) {
+            Some(trade) => {
+                if trade.try_send(Note::Message(incoming)).is_err() {
+                    warn!("a trade does not keep up with its messages; one is lost");
+                }
+            }
+            None => {
+                if self.early.len() == MAX_EARLY {
+                    self.early.pop_front();
+                }
+                self.early.push_back(incoming);
+            }
+        }
+    }
+
+    fn ended(&mut self, record: &Record) {
+        self.trades.remove(&record.id());
+        let open = self.trades.len();
+        let completed = matches!(record.stage, Stage::Over { end: End::Completed });
+        self.shared.progress.send_modify(|progress| {
+            progress.open = open;
+            progress.completed += usize::from(completed);
+            progress.failed += usize::from(!completed);
+        });
+    }
+
+    async fn grant_wishes(&self) -> Result<(), SettleError> {
+        let store = &self.shared.wallet.store;
+        for key in store.kv_list(NAMESPACE, WISH_TABLE).await? {
+            let told = store.kv_read(NAMESPACE, WISH_TABLE, &key).await?;
+            let wish = told.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            // Others are for the settler of another exchange, or for later.
+            let trade = EventId::from_hex(&key).ok().and_then(|of| self.trades.get(&of));
+            let Some(trade) = trade else { continue };
+            if let Some(wish) = wish {
+                let _ = trade.try_send(Note::Wish(wish));
+            }
+            store.kv_remove(NAMESPACE, WISH_TABLE, &key).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Tells who watches that a trade has changed.
+    pub(super) fn changed(&self, record: &Record) {
+        let last = Some((record.id(), record.stage.clone()));
+        self.progress.send_modify(|progress| progress.last = last);
+        // Nobody may be looking.
+        let _ = self.changes.send((record.id(), record.stage.clone()));
+    }
+
+    /// Notes an epoch in the wallet; false if its pool has shown another keyset for
+    /// it before.
+    pub(super) async fn learn(&self, epoch: &EpochKeyset) -> Result<bool, SettleError> {
+        Ok(self.wallet.learn(epoch, Timestamp::now()).await?.is_some())
+    }
+
+    /// Whether a trade is within what the user risks.
+    pub(super) async fn within_limits(&self, record: &Record) -> Result<(), Lack> {
+        let (limits, sats) = (&self.limits, record.sats());
+        let beyond = |what: &str, limit: u64| {
+            Lack::Reason(format!("the trade is of {sats} sats, {what} {limit} ([trade] limits)"))
+        };
+        if sats > Sats::new(limits.max_trade_sats) {
+            return Err(beyond("more than", limits.max_trade_sats));
+        }
+        if sats < Sats::new(limits.min_trade_sats) {
+            return Err(beyond("fewer than", limits.min_trade_sats));
+        }
+        let open = self.open_with(record.counterparty()).await?;
+        if open > limits.max_counterparty_sats {
+            return Err(beyond(
+                "and with what is open with its trader more than",
+                limits.max_counterparty_sats,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Sats of open trades with a counterparty.
+    async fn open_with(&self, counterparty: PublicKey) -> Result<u64, SettleError> {
+        let trades = self.wallet.trades().await?;
+        let open = trades.iter().filter(|it| !it.is_over() && it.counterparty() == counterparty);
+        Ok(open.map(|trade| trade.sats().get()).fold(0, u64::saturating_add))
+    }
+}

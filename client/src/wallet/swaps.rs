@@ -1,0 +1,442 @@
+//! Swaps at a mint (NUT-03) that are carried out once, whatever happens in
+//! between: where outputs are locked or inputs are, and cdk's own would draw
+//! random nonces and lose them in a crash.
+//!
+//! Order of writing:
+//! 1. inputs reserved, counters moved past the outputs, and this record, with all
+//!    that derives the outputs;
+//! 2. the request, and again until the mint has answered or has shown what it
+//!    signed before (NUT-09);
+//! 3. this record with what came of it, then cdk's proofs, then this record as
+//!    done. [`Wallet::lock`] finishes this step before anything can be spent.
+
+use std::collections::HashSet;
+
+use cdk::dhke::{blind_message, construct_proofs};
+use cdk::mint_url::MintUrl;
+use cdk::nuts::{
+    BlindSignature, BlindedMessage, CurrencyUnit, Id, KeySet, PreMint, PreMintSecrets, Proof,
+    Proofs, ProofsMethods, PublicKey as CashuKey, RestoreRequest, SecretKey, State, SwapRequest,
+};
+use cdk::secret::Secret;
+use cdk::wallet::MintConnector;
+use cdk::{Amount, Wallet as CdkWallet};
+use cdk_common::wallet::ProofInfo;
+use hashpit_nips::HashUnits;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{NAMESPACE, Wallet, WalletError, explain};
+
+const TABLE: &str = "swaps";
+/// Names of swaps whose proofs are being stored.
+const ARRIVING: &str = "arriving";
+const VERSION: u8 = 1;
+
+/// A swap, with all that it takes to repeat it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Swap {
+    version: u8,
+    /// What names it, here and for ever.
+    name: String,
+    mint: MintUrl,
+    unit: CurrencyUnit,
+    keyset: Id,
+    inputs: Proofs,
+    outputs: Vec<Output>,
+    stage: Stage,
+}
+
+/// An output: one of the wallet's own, or one that somebody derives.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+enum Output {
+    /// NUT-13.
+    Counter {
+        amount: u64,
+        counter: u32,
+    },
+    Given(Given),
+}
+
+/// An output that is derived elsewhere.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Given {
+    pub(crate) amount: u64,
+    pub(crate) secret: Secret,
+    /// The blinding factor.
+    pub(crate) r: SecretKey,
+}
+
+impl Given {
+    /// As it is blinded for a keyset.
+    pub(crate) fn blind(&self, keyset: Id) -> Result<PreMint, WalletError> {
+        let (blinded, r) = blind_message(&self.secret.to_bytes(), Some(self.r.clone()))
+            .map_err(cdk::Error::from)?;
+        let amount = Amount::from(self.amount);
+        let blinded_message = BlindedMessage::new(amount, keyset, blinded);
+        let secret = self.secret.clone();
+        Ok(PreMint { blinded_message, secret, r, amount, derivation_index: None })
+    }
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Stage {
+    Planned,
+    /// What is to be stored, and which proofs are spent by it.
+    Arriving {
+        added: Vec<ProofInfo>,
+        spent: Vec<CashuKey>,
+    },
+    Done,
+}
+
+/// Why a swap has not come about.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SwapError {
+    /// The mint has refused it for certain, and has signed nothing.
+    #[error("the mint refused: {0}")]
+    Refused(cdk::Error),
+    /// It may have come about, or not; to be tried again.
+    #[error("the mint has not answered: {0}")]
+    Unknown(cdk::Error),
+    /// The mint has answered with what it must not.
+    #[error("the mint's signatures were refused: {0}")]
+    Lie(&'static str),
+    /// The wallet.
+    #[error(transparent)]
+    Wallet(#[from] WalletError),
+}
+
+impl From<cdk_common::database::Error> for SwapError {
+    fn from(error: cdk_common::database::Error) -> Self {
+        Self::Wallet(error.into())
+    }
+}
+
+impl Swap {
+    /// Its request, unsigned.
+    pub(crate) fn request(&self, wallet: &Wallet) -> Result<SwapRequest, WalletError> {
+        let outputs = self.outputs(wallet)?.into_iter().map(|output| output.blinded_message);
+        Ok(SwapRequest::new(self.inputs.clone(), outputs.collect()))
+    }
+
+    /// True once its proofs are stored.
+    pub(crate) fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    /// The keyset that signs its outputs.
+    pub(crate) fn keyset(&self) -> Id {
+        self.keyset
+    }
+
+    fn outputs(&self, wallet: &Wallet) -> Result<Vec<PreMint>, WalletError> {
+        self.outputs.iter().map(|output| output.derive(self.keyset, wallet)).collect()
+    }
+}
+
+impl Output {
+    fn derive(&self, keyset: Id, wallet: &Wallet) -> Result<PreMint, WalletError> {
+        let (amount, counter) = match self {
+            Self::Given(given) => return given.blind(keyset),
+            Self::Counter { amount, counter } => (Amount::from(*amount), *counter),
+        };
+        let seed = wallet.seed.to_bytes();
+        let one = PreMintSecrets::restore_batch(keyset, &seed, counter, counter + 1);
+        let mut output = one.map_err(cdk::Error::from)?.secrets.pop().expect("a range of one");
+        output.amount = amount;
+        output.blinded_message.amount = amount;
+        Ok(output)
+    }
+}
+
+impl Wallet {
+    /// The swap of this name, if it was planned.
+    pub(crate) async fn swap(&self, name: &str) -> Result<Option<Swap>, WalletError> {
+        let Some(bytes) = self.store.kv_read(NAMESPACE, TABLE, name).await? else {
+            return Ok(None);
+        };
+        let damaged = || WalletError::Damaged(format!("swap {name}"));
+        let swap: Swap = serde_json::from_slice(&bytes).map_err(|_| damaged())?;
+        if swap.version == VERSION { Ok(Some(swap)) } else { Err(damaged()) }
+    }
+
+    async fn save_swap(&self, swap: &Swap) -> Result<(), WalletError> {
+        let bytes = serde_json::to_vec(swap).expect("strings and numbers are JSON");
+        Ok(self.store.kv_write(NAMESPACE, TABLE, &swap.name, &bytes).await?)
+    }
+
+    /// Plans a swap of the wallet's own proofs for `given` and change, and
+    /// reserves them for `operation`. The swap of this name, if there is one.
+    ///
+    /// Errors where the wallet holds too little.
+    pub(crate) async fn plan_payment(
+        &self,
+        name: &str,
+        operation: Uuid,
+        cdk: &CdkWallet,
+        keyset: &KeySet,
+        given: Vec<Given>,
+    ) -> Result<Swap, WalletError> {
+        let _lock = self.lock().await?;
+        if let Some(planned) = self.swap(name).await? {
+            return Ok(planned);
+        }
+        self.store.release_proofs(&operation).await?;
+        self.resume_swaps().await?;
+        let failed = |error| explain(error, &cdk.mint_url);
+        self.consolidate_at(cdk).await.map_err(failed)?;
+        let due = given.iter().map(|output| output.amount).sum();
+        let (inputs, change) = choose(cdk, due).await.map_err(failed)??;
+        let mut outputs: Vec<_> = given.into_iter().map(Output::Given).collect();
+        outputs.extend(self.own_outputs(change, keyset).await?);
+        self.store.reserve_proofs(inputs.ys().map_err(cdk::Error::from)?, &operation).await?;
+        let swap = Swap {
+            version: VERSION,
+            name: name.to_owned(),
+            mint: cdk.mint_url.clone(),
+            unit: cdk.unit.clone(),
+            keyset: keyset.id,
+            inputs,
+            outputs,
+            stage: Stage::Planned,
+        };
+        self.save_swap(&swap).await?;
+        Ok(swap)
+    }
+
+    /// Plans a swap of proofs that are not in the wallet for such that are. The
+    /// swap of this name, if there is one.
+    pub(crate) async fn plan_receipt(
+        &self,
+        name: &str,
+        cdk: &CdkWallet,
+        keyset: &KeySet,
+        inputs: Proofs,
+    ) -> Result<Swap, WalletError> {
+        let _lock = self.lock().await?;
+        if let Some(planned) = self.swap(name).await? {
+            return Ok(planned);
+        }
+        let gross: u64 = inputs.iter().map(|proof| u64::from(proof.amount)).sum();
+        let net = gross.saturating_sub(hashpit_nips::eh06::fee(inputs.len(), keyset));
+        let swap = Swap {
+            version: VERSION,
+            name: name.to_owned(),
+            mint: cdk.mint_url.clone(),
+            unit: cdk.unit.clone(),
+            keyset: keyset.id,
+            inputs,
+            outputs: self.own_outputs(net, keyset).await?,
+            stage: Stage::Planned,
+        };
+        self.save_swap(&swap).await?;
+        Ok(swap)
+    }
+
+    async fn own_outputs(&self, amount: u64, keyset: &KeySet) -> Result<Vec<Output>, WalletError> {
+        let amounts: Vec<u64> = keyset.keys.iter().map(|(amount, _)| (*amount).into()).collect();
+        let split = Amount::from(amount).split(&(0, amounts).into()).map_err(cdk::Error::from)?;
+        let count = u32::try_from(split.len()).expect("a number has few bits");
+        let next = self.store.increment_keyset_counter(&keyset.id, count).await?;
+        let counted = split.into_iter().zip(next - count..next);
+        Ok(counted
+            .map(|(amount, counter)| Output::Counter { amount: amount.into(), counter })
+            .collect())
+    }
+
+    /// Gives a planned swap up: what it reserved is the wallet's again. Only for
+    /// one that the mint has refused, or that was never asked for.
+    pub(crate) async fn give_up(&self, name: &str, operation: Uuid) -> Result<(), WalletError> {
+        let _lock = self.lock().await?;
+        self.store.release_proofs(&operation).await?;
+        Ok(self.store.kv_remove(NAMESPACE, TABLE, name).await?)
+    }
+
+    /// Carries a swap out: its outputs' proofs, in their order. Those of the
+    /// wallet's own are stored. To be repeated until it succeeds or is refused.
+    pub(crate) async fn carry_out(
+        &self,
+        swap: &Swap,
+        request: SwapRequest,
+        mint: &(dyn MintConnector + Send + Sync),
+        keyset: &KeySet,
+    ) -> Result<Proofs, SwapError> {
+        let outputs = self.outputs_of(swap)?;
+        let signatures = match mint.post_swap(request).await {
+            Ok(answer) => answer.signatures,
+            Err(error) => match signed(mint, &outputs).await {
+                Ok(Some(signatures)) => signatures,
+                Ok(None) if is_final(&error) => return Err(SwapError::Refused(error)),
+                Ok(None) | Err(_) => return Err(SwapError::Unknown(error)),
+            },
+        };
+        let proofs = unblind(&outputs, signatures, keyset)?;
+        self.arrive(swap, &outputs, &proofs).await?;
+        Ok(proofs)
+    }
+
+    /// What the mint has signed of a swap that was asked for before, perhaps by
+    /// another machine; `None` if nothing.
+    pub(crate) async fn signed_before(
+        &self,
+        outputs: &[PreMint],
+        mint: &(dyn MintConnector + Send + Sync),
+        keyset: &KeySet,
+    ) -> Result<Option<Proofs>, SwapError> {
+        match signed(mint, outputs).await.map_err(SwapError::Unknown)? {
+            None => Ok(None),
+            Some(signatures) => Ok(Some(unblind(outputs, signatures, keyset)?)),
+        }
+    }
+
+    fn outputs_of(&self, swap: &Swap) -> Result<Vec<PreMint>, WalletError> {
+        swap.outputs(self)
+    }
+
+    /// Stores what is the wallet's own of a swap's outcome, once.
+    async fn arrive(
+        &self,
+        swap: &Swap,
+        outputs: &[PreMint],
+        proofs: &[Proof],
+    ) -> Result<(), WalletError> {
+        let _lock = self.lock().await?;
+        let current = self.swap(&swap.name).await?;
+        let mut swap = current.unwrap_or_else(|| swap.clone());
+        if swap.stage != Stage::Planned {
+            return Ok(());
+        }
+        let mut added = Vec::new();
+        for (output, proof) in outputs.iter().zip(proofs) {
+            let Some(counter) = output.derivation_index else { continue };
+            let (mint, unit) = (swap.mint.clone(), swap.unit.clone());
+            let info = ProofInfo::new(proof.clone(), mint, State::Unspent, unit)?;
+            added.push(info.with_derivation_index(counter));
+        }
+        let spent = swap.inputs.ys().map_err(cdk::Error::from)?;
+        self.store.kv_write(NAMESPACE, ARRIVING, &swap.name, &[]).await?;
+        swap.stage = Stage::Arriving { added, spent };
+        self.save_swap(&swap).await?;
+        self.finish_arriving(&swap.name).await
+    }
+
+    /// What the inputs of planned swaps are reserved for.
+    pub(super) async fn swap_operations(
+        &self,
+    ) -> Result<HashSet<Uuid>, cdk_common::database::Error> {
+        let names = self.store.kv_list(NAMESPACE, TABLE).await?;
+        Ok(names.iter().filter_map(|name| Uuid::try_parse(name.get(..32)?).ok()).collect())
+    }
+
+    /// Forgets the swaps of an operation that is over.
+    pub(crate) async fn forget_swaps(&self, prefix: &str) -> Result<(), WalletError> {
+        let _lock = self.lock().await?;
+        for name in self.store.kv_list(NAMESPACE, TABLE).await? {
+            if name.starts_with(prefix) {
+                self.store.kv_remove(NAMESPACE, TABLE, &name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes what a crash interrupted. Called with the lock held.
+    pub(super) async fn finish_arrivals(&self) -> Result<(), WalletError> {
+        for name in self.store.kv_list(NAMESPACE, ARRIVING).await? {
+            self.finish_arriving(&name).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish_arriving(&self, name: &str) -> Result<(), WalletError> {
+        if let Some(mut swap) = self.swap(name).await?
+            && let Stage::Arriving { added, spent } = swap.stage
+        {
+            self.store.update_proofs(added, spent).await?;
+            swap.stage = Stage::Done;
+            self.save_swap(&swap).await?;
+        }
+        Ok(self.store.kv_remove(NAMESPACE, ARRIVING, name).await?)
+    }
+}
+
+/// Proofs that make up `due` and the mint's fee for spending them, and what is
+/// left of them.
+async fn choose(
+    cdk: &CdkWallet,
+    due: u64,
+) -> Result<Result<(Proofs, u64), WalletError>, cdk::Error> {
+    let mut proofs = cdk.get_unspent_proofs().await?;
+    proofs.sort_by_key(|proof| proof.amount);
+    let available: u64 = proofs.iter().map(|proof| u64::from(proof.amount)).sum();
+    let (mut chosen, mut sum) = (Proofs::new(), 0u64);
+    loop {
+        let fee: u64 = cdk.get_proofs_fee(&chosen).await?.total.into();
+        let needed = due.saturating_add(fee);
+        if sum >= needed {
+            return Ok(Ok((chosen, sum - needed)));
+        }
+        // The smallest that is enough, else the largest.
+        let lacking = needed - sum;
+        let enough = proofs.iter().position(|proof| u64::from(proof.amount) >= lacking);
+        let Some(next) = enough.or_else(|| proofs.len().checked_sub(1)) else {
+            let (available, wanted) = (HashUnits::new(available), HashUnits::new(needed));
+            return Ok(Err(WalletError::Insufficient { available, wanted }));
+        };
+        let next = proofs.remove(next);
+        sum = sum.saturating_add(next.amount.into());
+        chosen.push(next);
+    }
+}
+
+/// The mint's signatures on all of these outputs; `None` if it has signed none.
+async fn signed(
+    mint: &(dyn MintConnector + Send + Sync),
+    outputs: &[PreMint],
+) -> Result<Option<Vec<BlindSignature>>, cdk::Error> {
+    let asked: Vec<BlindedMessage> =
+        outputs.iter().map(|output| output.blinded_message.clone()).collect();
+    let told = mint.post_restore(RestoreRequest { outputs: asked.clone() }).await?;
+    let pairs: Vec<_> = told.outputs.iter().zip(&told.signatures).collect();
+    let find = |wanted: &BlindedMessage| {
+        let found = pairs.iter().find(|(output, _)| output.blinded_secret == wanted.blinded_secret);
+        found.map(|(_, signature)| (*signature).clone())
+    };
+    Ok(asked.iter().map(find).collect())
+}
+
+/// Proofs of signatures that are what was asked for: amounts, keyset, DLEQ.
+fn unblind(
+    outputs: &[PreMint],
+    signatures: Vec<BlindSignature>,
+    keyset: &KeySet,
+) -> Result<Proofs, SwapError> {
+    if signatures.len() != outputs.len() {
+        return Err(SwapError::Lie("other signatures than were asked for"));
+    }
+    for (signature, output) in signatures.iter().zip(outputs) {
+        if signature.amount != output.amount || signature.keyset_id != keyset.id {
+            return Err(SwapError::Lie("of another amount or keyset"));
+        }
+        let key = keyset.keys.amount_key(signature.amount);
+        let key = key.ok_or(SwapError::Lie("for an amount without a key"))?;
+        // Some mints leave the proof out of what they restore.
+        if signature.dleq.is_some() {
+            let proven = signature.verify_dleq(key, output.blinded_message.blinded_secret);
+            proven.map_err(|_| SwapError::Lie("with a false DLEQ proof"))?;
+        }
+    }
+    let (rs, secrets) =
+        outputs.iter().map(|output| (output.r.clone(), output.secret.clone())).unzip();
+    construct_proofs(signatures, rs, secrets, &keyset.keys)
+        .map_err(|_| SwapError::Lie("that do not unblind"))
+}
+
+/// True if the mint has judged the request, so that repeating it changes nothing.
+fn is_final(error: &cdk::Error) -> bool {
+    error.is_definitive_failure() || matches!(error, cdk::Error::TokenAlreadySpent)
+}
