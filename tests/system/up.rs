@@ -71,22 +71,24 @@ fn one_command_turns_work_into_tokens_and_a_second_start_goes_on() {
     assert_eq!(third["offer"]["unit"], first["unit"]);
     assert_ne!(third["offer"]["lots"], "0");
 
-    // It is the offer of every later start, and a second wallet takes it, with sats
-    // at hand that it keeps when the mint has moved to another port.
-    let up = ["up", "--port-base", "0", "--exit-after", "match", "--json"];
+    // It is the offer of every later start; a second wallet takes it with sats that it
+    // keeps when the mint has moved to another port, and the two settle.
+    let up = ["up", "--port-base", "0", "--exit-after", "trade", "--json"];
     let fourth = json(&run(dir.path(), &up));
     assert_eq!(fourth["unit"], first["unit"]);
-    for what in ["id", "lots", "seq"] {
-        assert_eq!(fourth["offer"][what], third["offer"][what], "{what}");
-    }
     for what in ["unit", "lots", "price_msat"] {
         assert_eq!(fourth["match"][what], third["offer"][what], "{what}");
     }
     let number = |value: &Value| text(value).parse::<u64>().unwrap();
     let msats = number(&fourth["match"]["lots"]) * number(&fourth["match"]["price_msat"]);
-    assert!(fourth["buyer_sats"].as_u64().unwrap() >= msats.div_ceil(1000), "{fourth}");
+    assert_eq!(fourth["trade"]["id"], fourth["match"]["id"]);
+    assert_eq!(number(&fourth["trade"]["sats"]), msats.div_ceil(1000));
+    assert_eq!(
+        fourth["trade"]["stage"],
+        serde_json::json!({ "stage": "over", "end": "completed" })
+    );
     let fifth = json(&run(dir.path(), &up));
-    for what in ["match", "buyer_sats"] {
+    for what in ["match", "trade", "buyer_sats"] {
         assert_eq!(fifth[what], fourth[what], "{what}");
     }
 }

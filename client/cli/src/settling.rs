@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use hashpit_client::Wallet;
-use hashpit_client::settle::{Limits, Progress, SettleError, Settler};
+use hashpit_client::settle::{Limits, SettleError, Settler};
 use hashpit_client::trade::Exchange;
 use nostr_sdk::{PublicKey, RelayUrl};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -26,14 +25,10 @@ pub struct Settling {
 impl Settling {
     /// Settles until stopped, and begins again after a failure: trades wait on this
     /// disk, on the relays and at the mints.
-    pub async fn for_ever(
-        self,
-        progress: watch::Sender<Progress>,
-        stop: CancellationToken,
-    ) -> anyhow::Result<()> {
+    pub async fn for_ever(self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut pause = AGAIN.0;
         while !stop.is_cancelled() {
-            match self.once(&progress, &stop).await {
+            match self.once(&stop).await {
                 Ok(()) => pause = AGAIN.0,
                 Err(SettleError::Trade(error)) => debug!(%error, "no exchange to settle at yet"),
                 Err(error @ SettleError::Busy) => debug!(%error, "waiting for it to end"),
@@ -45,21 +40,9 @@ impl Settling {
         Ok(())
     }
 
-    async fn once(
-        &self,
-        progress: &watch::Sender<Progress>,
-        stop: &CancellationToken,
-    ) -> Result<(), SettleError> {
+    async fn once(&self, stop: &CancellationToken) -> Result<(), SettleError> {
         let exchange = Exchange::connect(self.exchange, &self.relays).await?;
         let settler = Settler::open(self.wallet.clone(), exchange, self.limits.clone()).await?;
-        let mut now = settler.progress();
-        let run = settler.run(stop.clone());
-        tokio::pin!(run);
-        loop {
-            tokio::select! {
-                ended = &mut run => return ended,
-                Ok(()) = now.changed() => drop(progress.send_replace(now.borrow_and_update().clone())),
-            }
-        }
+        settler.run(stop.clone()).await
     }
 }

@@ -117,8 +117,6 @@ struct House {
     claiming: watch::Receiver<Progress>,
     offered: watch::Receiver<Offered>,
     bought: watch::Receiver<Bought>,
-    /// Trades of the miner's wallet.
-    settled: watch::Receiver<settle::Progress>,
 }
 
 impl House {
@@ -210,7 +208,6 @@ impl House {
         let ((offer, offered), claims) = (watch::channel(Offered::default()), claiming.clone());
         roles.push(Role::start("the seller", &ended, |stop| seller.run(claims, offer, stop)));
         let (buy, bought) = watch::channel(Bought::default());
-        let (settle, settled) = watch::channel(settle::Progress::default());
         let settling = Settling {
             wallet: wallet.clone(),
             exchange: addresses.exchange,
@@ -235,12 +232,9 @@ impl House {
             roles.push(Role::start("the buyer", &ended, |stop| buyer.run(offers, buy, stop)));
             let wallet = buyers.clone();
             let theirs = Settling { wallet, ..settling.clone() };
-            let unwatched = watch::Sender::new(settle::Progress::default());
-            roles.push(Role::start("the buyer's settling", &ended, |stop| {
-                theirs.for_ever(unwatched, stop)
-            }));
+            roles.push(Role::start("the buyer's settling", &ended, |stop| theirs.for_ever(stop)));
         }
-        roles.push(Role::start("settling", &ended, |stop| settling.for_ever(settle, stop)));
+        roles.push(Role::start("settling", &ended, |stop| settling.for_ever(stop)));
         let claimer = wallet.clone();
         roles.push(Role::start("the wallet", &ended, |stop| {
             claim_for_ever(claimer, pool_key, relays, claim_progress, stop)
@@ -271,7 +265,6 @@ impl House {
             claiming,
             offered,
             bought,
-            settled,
         })
     }
 
@@ -302,7 +295,7 @@ impl House {
                 }
                 Some(Milestone::Offer) if offered.offer.is_some() => return Ok(()),
                 Some(Milestone::Match) if bought.matched.is_some() => return Ok(()),
-                Some(Milestone::Trade) if self.settled.borrow().attested > 0 => return Ok(()),
+                Some(Milestone::Trade) if self.has_traded().await? => return Ok(()),
                 _ => {}
             }
         }
@@ -328,6 +321,12 @@ impl House {
             "buyer_sats": self.buyers_sats().await?,
             "seconds": begun.elapsed().as_secs(),
         }))
+    }
+
+    /// Whether the miner's wallet has completed a trade, now or at an earlier start.
+    async fn has_traded(&self) -> anyhow::Result<bool> {
+        let completed = settle::Stage::Over { end: settle::End::Completed };
+        Ok(self.wallet.trades().await?.iter().any(|trade| trade.stage == completed))
     }
 
     /// The newest trade of the miner's wallet.

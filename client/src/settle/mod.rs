@@ -129,9 +129,9 @@ impl Clock {
 /// Told before and after every effect of a trade, so that a test can end the
 /// trader at each of them.
 #[derive(Clone, Default)]
-pub struct Probe(Option<Arc<Told>>);
+pub struct Probe(Option<Arc<At>>);
 
-type Told = dyn Fn(&str, bool) -> Pause + Send + Sync;
+type At = dyn Fn(&str, bool) -> Pause + Send + Sync;
 
 /// What a probe does at an effect.
 pub type Pause = Pin<Box<dyn Future<Output = ()> + Send>>;
