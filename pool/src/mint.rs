@@ -14,7 +14,7 @@ use axum::response::Response;
 use bitcoin::BlockHash;
 use cdk::Mint;
 use cdk::mint::MintBuilder;
-use cdk::nuts::{CurrencyUnit, KeySet};
+use cdk::nuts::{CurrencyUnit, KeySet, MintVersion};
 use cdk_common::database::mint::DynMintDatabase;
 use cdk_sqlite::MintSqliteDatabase;
 use hashpit_nips::{EpochId, Seed, WorkBits};
@@ -28,6 +28,9 @@ pub const NUTS: [u16; 10] = [3, 7, 9, 10, 11, 12, 13, 14, 17, 20];
 /// wallets lose sight of every keyset at a URL that has one unit they do not
 /// know.
 pub const PATH: &str = "/ehash";
+
+/// What it says that it is made of (NUT-06): wallets know how cdk's mint behaves.
+const MAKER: &str = "cdk-hashpit";
 
 const EPOCH_TABLE: &str = "epoch";
 const EPOCH_KEY: &str = "current";
@@ -99,6 +102,7 @@ pub async fn open(
     let builder = MintBuilder::new(store.clone())
         .with_name(name.to_owned())
         .with_urls(vec![url.to_owned()])
+        .with_version(MintVersion::new(MAKER.to_owned(), env!("CARGO_PKG_VERSION").to_owned()))
         .with_pubkey(pubkey.parse().map_err(|_| MintError::Epoch("has no valid pool key"))?)
         .with_limits(MAX_PROOFS, MAX_PROOFS);
     let info = builder.current_mint_info();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cdk::nuts::{
-    CheckStateRequest, HTLCWitness, Proofs, ProofsMethods, State, SwapRequest, Witness,
+    CheckStateRequest, HTLCWitness, Proofs, ProofsMethods, SecretKey, State, SwapRequest, Witness,
 };
 use hashpit_nips::eh06::{self, HtlcLock, Leg, LockedProof};
 use tokio::time::sleep;
@@ -245,32 +245,8 @@ impl Trade {
             return Ok(true);
         }
         let mut request = swap.request(&wallet)?;
-        self.sign(&mut request, plan.lock.sig_all, preimage)?;
+        sign(&mut request, self.keys.cashu(), plan.lock.sig_all, preimage)?;
         Ok(self.carry_out(what, &swap, &request, place, until).await?.is_some())
-    }
-
-    fn sign(
-        &self,
-        request: &mut SwapRequest,
-        sig_all: bool,
-        preimage: &[u8; 32],
-    ) -> Result<(), LegFault> {
-        let failed = |error: cdk::nuts::nut11::Error| LegFault::Refused(error.to_string());
-        let witness = || {
-            let preimage = hex::encode(preimage);
-            Some(Witness::HTLCWitness(HTLCWitness { preimage, signatures: None }))
-        };
-        if sig_all {
-            if let Some(first) = request.inputs_mut().first_mut() {
-                first.witness = witness();
-            }
-            return request.sign_sig_all(self.keys.cashu()).map_err(failed);
-        }
-        for input in request.inputs_mut() {
-            input.witness = witness();
-            input.sign_p2pk(self.keys.cashu()).map_err(failed)?;
-        }
-        Ok(())
     }
 
     /// Asks the mint for a swap until it has answered, or a time has passed.
@@ -301,6 +277,31 @@ impl Trade {
         }
         Ok(None)
     }
+}
+
+/// Signs for inputs under a lock, and shows the preimage.
+pub(super) fn sign(
+    request: &mut SwapRequest,
+    key: SecretKey,
+    sig_all: bool,
+    preimage: &[u8; 32],
+) -> Result<(), LegFault> {
+    let failed = |error: cdk::nuts::nut11::Error| LegFault::Refused(error.to_string());
+    let witness = || {
+        let preimage = hex::encode(preimage);
+        Some(Witness::HTLCWitness(HTLCWitness { preimage, signatures: None }))
+    };
+    if sig_all {
+        if let Some(first) = request.inputs_mut().first_mut() {
+            first.witness = witness();
+        }
+        return request.sign_sig_all(key).map_err(failed);
+    }
+    for input in request.inputs_mut() {
+        input.witness = witness();
+        input.sign_p2pk(key.clone()).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn fault(error: SwapError) -> LegFault {

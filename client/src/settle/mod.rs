@@ -7,9 +7,11 @@
 //! | [`Record`] | a trade as it is kept, and told to the user |
 //! | `trade` | one trade: its context, its messages, and what happens in which order |
 //! | `agree` | step 1: what both bring, and whether it fits |
+//! | `offer` | what our own offers bind us to |
 //! | `buyer`, `seller` | the two scripts |
 //! | `legs` | a leg at its mint: lock, check, claim, take back |
 //! | `mints` | keysets, and which sat mints are trusted |
+//! | `sig_all` | whether a mint knows `SIG_ALL`, tried out |
 //! | `post` | messages in NIP-59 wraps, and reports to the exchange |
 //! | `keys` | everything secret, derived |
 //!
@@ -21,10 +23,12 @@ mod buyer;
 mod keys;
 mod legs;
 mod mints;
+mod offer;
 mod post;
 mod record;
 mod seller;
 mod settler;
+mod sig_all;
 mod trade;
 
 use std::fmt;
