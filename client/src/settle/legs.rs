@@ -80,9 +80,8 @@ impl Trade {
         let planned = wallet.plan_payment(&name, operation, &place.cdk, &place.keyset, given);
         let swap = self.shared.probe.around("write lock", planned).await?;
         let request = swap.request(&wallet)?;
-        match self.carry_out("lock", &swap, &request, &place, u64::MAX).await {
-            Ok(proofs) => {
-                let mut proofs = proofs.unwrap_or_default();
+        match self.carry_out("lock", &swap, &request, &place).await {
+            Ok(mut proofs) => {
                 proofs.truncate(amounts.len());
                 self.note_locked(proofs, plan).await
             }
@@ -246,34 +245,60 @@ impl Trade {
         }
         let mut request = swap.request(&wallet)?;
         sign(&mut request, self.keys.cashu(), plan.lock.sig_all, preimage)?;
-        Ok(self.carry_out(what, &swap, &request, place, until).await?.is_some())
+        let mut pause = PAUSE.0;
+        while self.now() < until {
+            match self.carry_out_once(what, &swap, &request, place).await {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => self.note_withheld(what, plan, &request).await,
+                Err(LegFault::Refused(why)) => {
+                    self.note_withheld(what, plan, &request).await;
+                    return Err(LegFault::Refused(why));
+                }
+                Err(error) => return Err(error),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+        Ok(false)
     }
 
-    /// Asks the mint for a swap until it has answered, or a time has passed.
+    /// Asks the mint for a swap until it has answered.
     async fn carry_out(
         &self,
         what: &str,
         swap: &Swap,
         request: &SwapRequest,
         place: &Place,
-        until: u64,
-    ) -> Result<Option<Proofs>, LegFault> {
-        let (wallet, mint) = (&self.shared.wallet, place.mint());
+    ) -> Result<Proofs, LegFault> {
         let mut pause = PAUSE.0;
-        while self.now() < until {
-            let asked = wallet.carry_out(swap, request.clone(), mint.as_ref(), &place.keyset);
-            match self.shared.probe.around(&format!("swap {what}"), asked).await {
-                Ok(proofs) => return Ok(Some(proofs)),
-                Err(SwapError::Unknown(error)) => {
-                    debug!(%error, what, trade = %self.record.id(), "asking the mint again");
-                }
-                Err(error @ SwapError::Lie(_)) => {
-                    warn!(%error, what, trade = %self.record.id(), "asking the mint again");
-                }
-                Err(error) => return Err(fault(error)),
+        loop {
+            if let Some(proofs) = self.carry_out_once(what, swap, request, place).await? {
+                return Ok(proofs);
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// Asks the mint for a swap; `None` where it has to be asked again.
+    async fn carry_out_once(
+        &self,
+        what: &str,
+        swap: &Swap,
+        request: &SwapRequest,
+        place: &Place,
+    ) -> Result<Option<Proofs>, LegFault> {
+        let (wallet, mint) = (&self.shared.wallet, place.mint());
+        let asked = wallet.carry_out(swap, request.clone(), mint.as_ref(), &place.keyset);
+        match self.shared.probe.around(&format!("swap {what}"), asked).await {
+            Ok(proofs) => return Ok(Some(proofs)),
+            Err(SwapError::Unknown(error)) => {
+                debug!(%error, what, trade = %self.record.id(), "asking the mint again");
+            }
+            Err(error @ SwapError::Lie(_)) => {
+                warn!(%error, what, trade = %self.record.id(), "asking the mint again");
+            }
+            Err(error) => return Err(fault(error)),
         }
         Ok(None)
     }

@@ -12,6 +12,7 @@
 //! | `legs` | a leg at its mint: lock, check, claim, take back |
 //! | `mints` | keysets, and which sat mints are trusted |
 //! | `sig_all` | whether a mint knows `SIG_ALL`, tried out |
+//! | [`Evidence`] | proof that a mint has taken tokens and keeps what it owes |
 //! | `post` | messages in NIP-59 wraps, and reports to the exchange |
 //! | `keys` | everything secret, derived |
 //!
@@ -20,6 +21,7 @@
 
 mod agree;
 mod buyer;
+mod evidence;
 mod keys;
 mod legs;
 mod mints;
@@ -45,6 +47,7 @@ use serde::Deserialize;
 use crate::trade::TradeError;
 use crate::wallet::WalletError;
 
+pub use evidence::{Evidence, Verdict, verify};
 pub use record::{End, Record, Role, Stage, Wish};
 pub use settler::{Progress, Settler, wish};
 
