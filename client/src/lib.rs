@@ -7,6 +7,7 @@
 //! | [`backup`] | the wallet on Nostr relays (EH-03) |
 //! | [`issuance`] | the miner's side of EH-02 |
 //! | [`mint`] | the ways to a mint: HTTP, or Nostr (EH-07) |
+//! | [`nwc`] | a Lightning wallet over Nostr (NIP-47) |
 //! | [`pay`] | payment requests, tokens to an npub, and an inbox for them |
 //! | [`miner`] | a CPU miner that speaks Stratum V2 |
 //! | [`proxy`] | devices below, pools above: Stratum V1 and V2 |
@@ -17,6 +18,7 @@ pub mod backup;
 pub mod issuance;
 pub mod miner;
 pub mod mint;
+pub mod nwc;
 pub mod pay;
 pub mod proxy;
 pub mod settle;

@@ -24,7 +24,7 @@ fn every_outcome_match_settlement_and_digest_follows() {
     let report = audited(&serde_json::from_str(JOURNAL).unwrap());
     assert!(report.is_clean(), "{:?}", report.findings);
     assert_eq!((report.entries, report.matches, report.lots), (8, 1, 200));
-    assert_eq!((report.settlements, report.checkpoints), (1, 1));
+    assert_eq!((report.settlements, report.completed, report.checkpoints), (1, 0, 1));
 }
 
 #[test]

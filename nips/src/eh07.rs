@@ -8,6 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use cashu::MintUrl;
 use nostr::nips::nip44;
 use nostr::secp256k1::rand::{CryptoRng, RngCore};
 use nostr::{Event, EventBuilder, Keys, PublicKey, Tag, Timestamp};
@@ -23,6 +24,19 @@ pub const MAX_MESSAGE: usize = 65_408;
 /// A request older than this, by its `created_at`, is not carried out: whoever
 /// sent it has given up.
 pub const MAX_AGE_SECS: u64 = 120;
+
+/// Last segment of the URL of a pool's sats, and what the paths of requests to that
+/// mint begin with.
+pub const SATS_PATH: &str = "/sat";
+
+/// Where a pool answers for sats, if it issues any: beside its ehash. `None` where
+/// the ehash is at the root of its host.
+pub fn sats_url(ehash: &MintUrl) -> Option<MintUrl> {
+    let ehash = ehash.to_string();
+    let (base, _) = ehash.trim_end_matches('/').rsplit_once('/')?;
+    // What is left of "https://host" ends with a slash of its scheme.
+    (!base.ends_with('/')).then(|| format!("{base}{SATS_PATH}").parse().ok())?
+}
 
 /// Names a request, and its answer: 16 random bytes, 32 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -28,7 +28,6 @@ impl Announcer {
         mint: cdk::mint_url::MintUrl,
         min_work: Work,
     ) -> Self {
-        let pubkey = format!("02{}", keys.public_key().to_hex());
         let pool = PoolAnnouncement {
             network: config.network,
             name: config.name.clone(),
@@ -41,7 +40,7 @@ impl Announcer {
             description: config.description.clone(),
         };
         let mint = MintAnnouncement {
-            pubkey: pubkey.parse().expect("a Nostr key is the x of a point on the curve"),
+            pubkey: mint::key(keys.public_key()),
             url: mint,
             nuts: mint::NUTS.to_vec(),
             network: config.network,

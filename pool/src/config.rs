@@ -7,6 +7,7 @@ use hashpit_nips::WorkBits;
 use nostr_sdk::RelayUrl;
 use serde::Deserialize;
 
+use crate::mint::sats;
 use crate::sv2;
 use crate::template::EmbeddedConfig;
 
@@ -36,6 +37,8 @@ pub struct Config {
     pub issue_interval_ms: u64,
     /// Most keys that may leave blanks without having mined. Each costs 3.4 kB.
     pub max_idle_miners: usize,
+    /// The mint's sats.
+    pub sats: sats::Config,
     /// The mining front end.
     pub sv2: sv2::Config,
     /// The embedded chain.
@@ -56,6 +59,7 @@ impl Default for Config {
             fee_ppm: 0,
             issue_interval_ms: 2_000,
             max_idle_miners: 10_000,
+            sats: sats::Config::default(),
             sv2: sv2::Config::default(),
             chain: EmbeddedConfig::default(),
         }

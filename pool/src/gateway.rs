@@ -241,8 +241,16 @@ fn refusal(id: RequestId, status: u16, reason: &str) -> Response {
     Response { id, status, body: Value::from(reason) }
 }
 
-/// False for what wallets have no need of: quotes and melts do not exist for
-/// ehash, and a socket cannot be carried.
+/// Where a request goes in the mint's router, and its path below that mint's URL.
+fn door(path: &str) -> (&'static str, &str) {
+    match path.strip_prefix(mint::SATS_PATH) {
+        Some(below) if below.starts_with('/') => (mint::SATS_PATH, below),
+        _ => (mint::PATH, path),
+    }
+}
+
+/// False for what wallets have no need of: ehash has neither quotes nor melts, sats
+/// are paid for over the Internet anyway, and a socket cannot be carried.
 fn may_pass(method: Method, path: &str) -> bool {
     match method {
         Method::Get => match path.strip_prefix("/v1/keys/") {
@@ -255,7 +263,8 @@ fn may_pass(method: Method, path: &str) -> bool {
 
 async fn carry_out(router: Router, request: Request) -> Response {
     let Request { id, method, path, body } = request;
-    if !may_pass(method, &path) {
+    let (mint, path) = door(&path);
+    if !may_pass(method, path) {
         let reason =
             "not carried over Nostr: info, keys, keysets, swap, checkstate and restore are";
         return refusal(id, 404, reason);
@@ -268,7 +277,7 @@ async fn carry_out(router: Router, request: Request) -> Response {
     let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
     let http = HttpRequest::builder()
         .method(method.as_str())
-        .uri(format!("{}{path}", mint::PATH))
+        .uri(format!("{mint}{path}"))
         .header(header::CONTENT_TYPE, "application/json")
         .body(body);
     let Ok(http) = http else { return refusal(id, 400, "the path is no path of a URL") };
@@ -311,6 +320,21 @@ mod tests {
         for path in ["", "/", "/v1/ws", "/v1/mint/quote/bolt11", "/v1/keys/../swap", "/v1/swap/"] {
             assert!(!may_pass(Method::Get, path) && !may_pass(Method::Post, path), "{path}");
         }
+    }
+
+    #[test]
+    fn each_path_leads_to_one_mint() {
+        for (path, at) in [
+            ("/v1/info", (mint::PATH, "/v1/info")),
+            ("/sat/v1/info", (mint::SATS_PATH, "/v1/info")),
+            ("/sats/v1/info", (mint::PATH, "/sats/v1/info")),
+            ("/sat", (mint::PATH, "/sat")),
+            ("/ehash/v1/info", (mint::PATH, "/ehash/v1/info")),
+        ] {
+            assert_eq!(door(path), at, "{path}");
+        }
+        let (_, below) = door("/sat/v1/melt/bolt11");
+        assert!(!may_pass(Method::Post, below));
     }
 
     #[tokio::test(start_paused = true)]

@@ -145,6 +145,8 @@ pub struct Pool {
     actor: Actor,
     ledger_stop: CancellationToken,
     stats: Arc<sv2::Stats>,
+    /// What the mint's URLs have in common.
+    mint_base: String,
     mint_url: MintUrl,
     sv2_address: String,
     listeners: Listeners,
@@ -204,13 +206,14 @@ impl Pool {
         let (chain, chain_task) =
             EmbeddedChain::open(config.chain.clone(), &dir.join("blocks.dat"), clock)?;
         let sv2_address = public_or_local(&config.public_sv2, &listeners.sv2, "")?;
-        let mint_base = public_or_local(&config.public_mint, &listeners.mint, "http://")?;
-        let mint_url = format!("{}{}", mint_base.trim_end_matches('/'), mint::PATH);
-        let (mint, store) = mint::open(dir, &seed, &config.name, &mint_url).await?;
-        let mint_url = mint_url.parse().map_err(|error: cdk::mint_url::Error| Error::Setting {
-            setting: "public_mint",
-            reason: error.to_string(),
-        })?;
+        let base = public_or_local(&config.public_mint, &listeners.mint, "http://")?;
+        let mint_base = base.trim_end_matches('/').to_owned();
+        let mint_url = mint_url(&mint_base, mint::PATH)?;
+        let sats = &config.sats;
+        sats.check(config.network)
+            .map_err(|(setting, reason)| Error::Setting { setting, reason })?;
+        let (mint, store) =
+            mint::open_with_sats(dir, &seed, &config.name, &mint_url.to_string(), sats).await?;
         let ledger_stop = CancellationToken::new();
         let (ledger, actor) =
             open_ledger(&config, &seed, &chain, &mint, store, ledger_stop.clone()).await?;
@@ -225,6 +228,7 @@ impl Pool {
             actor,
             ledger_stop,
             stats: Arc::default(),
+            mint_base,
             mint_url,
             sv2_address,
             listeners,
@@ -242,9 +246,20 @@ impl Pool {
         &self.authority
     }
 
-    /// Where the mint answers.
+    /// Where the mint answers for ehash.
     pub fn mint_url(&self) -> &MintUrl {
         &self.mint_url
+    }
+
+    /// Where it answers for sats, if it issues any.
+    pub fn sats_url(&self) -> Option<MintUrl> {
+        let url = || mint_url(&self.mint_base, mint::SATS_PATH).expect("the other path parsed");
+        self.config.sats.issues().then(url)
+    }
+
+    /// The key by which the mint is known (NUT-06 `pubkey`).
+    pub fn mint_key(&self) -> cdk::nuts::PublicKey {
+        mint::key(self.public_key())
     }
 
     /// The open epoch.
@@ -291,7 +306,7 @@ impl Pool {
             config: config.sv2,
             stats: self.stats,
         };
-        let http = mint::router(mint.clone()).await?;
+        let http = mint::router(mint.clone(), &self.mint_base, &config.sats).await?;
         let stop = shutdown.child_token();
         let recording = tokio::spawn(self.actor.run(share_queue));
 
@@ -384,6 +399,13 @@ fn payout_script(seed: &Seed) -> ScriptBuf {
     let secret = bitcoin::secp256k1::SecretKey::from_slice(&secret).expect("a valid scalar");
     let key = CompressedPublicKey(secret.public_key(bitcoin::secp256k1::SECP256K1));
     ScriptBuf::new_p2wpkh(&key.wpubkey_hash())
+}
+
+fn mint_url(base: &str, path: &str) -> Result<MintUrl, Error> {
+    format!("{base}{path}").parse().map_err(|error: cdk::mint_url::Error| Error::Setting {
+        setting: "public_mint",
+        reason: error.to_string(),
+    })
 }
 
 fn public_or_local(public: &str, listener: &TcpListener, scheme: &str) -> Result<String, Error> {

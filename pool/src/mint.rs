@@ -3,20 +3,27 @@
 //! Ehash has no payment processor, so it can neither be minted by a quote nor
 //! melted: the ledger issues it, and wallets swap it (NUT-03), check it
 //! (NUT-07), restore it (NUT-09) and lock it (NUT-10, 11, 14).
+//!
+//! The same mint may issue sats, at a URL of their own.
+//!
+//! | module | what lives in it |
+//! |---|---|
+//! | `doors` | the HTTP interface: a URL for ehash, and one for sats |
+//! | [`sats`] | settings of the unit `sat`, and who pays its invoices |
+
+mod doors;
+pub mod sats;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::Request;
-use axum::middleware::{self, Next};
-use axum::response::Response;
 use bitcoin::BlockHash;
 use cdk::Mint;
 use cdk::mint::MintBuilder;
-use cdk::nuts::{CurrencyUnit, KeySet, MintVersion};
+use cdk::nuts::{CurrencyUnit, KeySet, MintVersion, PublicKey as MintKey};
 use cdk_common::database::mint::DynMintDatabase;
 use cdk_sqlite::MintSqliteDatabase;
+pub use doors::router;
 use hashpit_nips::{EpochId, Seed, WorkBits};
 use serde::{Deserialize, Serialize};
 
@@ -24,10 +31,10 @@ use crate::ledger::{MAX_AMOUNT_BITS, NAMESPACE};
 
 /// NUTs that the mint supports for ehash.
 pub const NUTS: [u16; 10] = [3, 7, 9, 10, 11, 12, 13, 14, 17, 20];
-/// Path below which the mint answers for ehash. Sats will have another: some
-/// wallets lose sight of every keyset at a URL that has one unit they do not
-/// know.
+/// Path below which the mint answers for ehash.
 pub const PATH: &str = "/ehash";
+/// Path below which it answers for sats.
+pub const SATS_PATH: &str = hashpit_nips::eh07::SATS_PATH;
 
 /// What it says that it is made of (NUT-06): wallets know how cdk's mint behaves.
 const MAKER: &str = "cdk-hashpit";
@@ -85,12 +92,23 @@ pub(crate) struct EpochRecord {
     work: WorkBits,
 }
 
-/// Opens the mint in `dir`. Its keys derive from `seed`.
+/// Opens the mint in `dir`, for ehash only. Its keys derive from `seed`.
 pub async fn open(
     dir: &Path,
     seed: &Seed,
     name: &str,
     url: &str,
+) -> Result<(Arc<Mint>, DynMintDatabase), MintError> {
+    open_with_sats(dir, seed, name, url, &sats::Config::default()).await
+}
+
+/// Opens the mint in `dir`, for ehash and, as its settings say, for sats.
+pub async fn open_with_sats(
+    dir: &Path,
+    seed: &Seed,
+    name: &str,
+    url: &str,
+    config: &sats::Config,
 ) -> Result<(Arc<Mint>, DynMintDatabase), MintError> {
     let path = dir.join("mint.sqlite");
     let database = MintSqliteDatabase::new(&path)
@@ -98,19 +116,26 @@ pub async fn open(
         .map_err(|source| MintError::Open { path: path.display().to_string(), source })?;
     let database = Arc::new(database);
     let store: DynMintDatabase = database.clone();
-    let pubkey = format!("02{}", seed.nostr_keys(0).public_key().to_hex());
-    let builder = MintBuilder::new(store.clone())
+    let pubkey = key(seed.nostr_keys(0).public_key());
+    let mut builder = MintBuilder::new(store.clone())
         .with_name(name.to_owned())
         .with_urls(vec![url.to_owned()])
         .with_version(MintVersion::new(MAKER.to_owned(), env!("CARGO_PKG_VERSION").to_owned()))
-        .with_pubkey(pubkey.parse().map_err(|_| MintError::Epoch("has no valid pool key"))?)
+        .with_pubkey(pubkey)
         .with_limits(MAX_PROOFS, MAX_PROOFS);
+    sats::add(&mut builder, config).await?;
     let info = builder.current_mint_info();
     let mint = builder.build_with_seed(database, &seed.to_bytes()).await?;
     // What is in the database since the first start would win otherwise.
     mint.set_mint_info(info).await?;
     mint.start().await?;
     Ok((Arc::new(mint), store))
+}
+
+/// The key by which a pool's mint is known (NUT-06 `pubkey`).
+pub fn key(pool: nostr_sdk::PublicKey) -> MintKey {
+    let pubkey = format!("02{}", pool.to_hex());
+    pubkey.parse().expect("a Nostr key is the x of a point on the curve")
 }
 
 /// The open epoch: the recorded one, or a new one opened by the block given.
@@ -168,22 +193,4 @@ async fn keyset_of(mint: &Mint, epoch: EpochId) -> Result<KeySet, MintError> {
         }
     };
     mint.keyset(&id).ok_or(MintError::Epoch("has no keyset"))
-}
-
-/// The mint's HTTP interface, below [`PATH`].
-pub async fn router(mint: Arc<Mint>) -> Result<Router, MintError> {
-    let api = cdk_axum::create_mint_router(mint, Vec::new())
-        .await
-        .map_err(|error| MintError::Router(error.to_string()))?;
-    Ok(Router::new().nest(PATH, api).layer(middleware::from_fn(to_the_end)))
-}
-
-/// Carries a request out even if its client has gone: a swap that was dropped
-/// between its two transactions would leave its proofs pending until the mint
-/// starts again.
-async fn to_the_end(request: Request, next: Next) -> Response {
-    match tokio::spawn(next.run(request)).await {
-        Ok(response) => response,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

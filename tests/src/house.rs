@@ -7,8 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use hashpit_client::issuance::{self, Progress, Until};
+use hashpit_client::wallet::MintUrl;
 use hashpit_client::{Wallet, miner};
 use hashpit_nips::{HashUnits, MinerIdentity, WorkBits};
+use hashpit_pool::mint::sats::Backend;
 use hashpit_pool::{Listeners, Monitor, Pool};
 use hashpit_relay::{Clock, Gauges, Relay};
 use nostr_sdk::{PublicKey, RelayUrl};
@@ -92,6 +94,8 @@ pub struct PoolHouse {
     pub mint_url: String,
     /// Where its mint listens, whatever it announces.
     pub mint_at: SocketAddr,
+    /// Where it answers for sats, if it issues any.
+    pub sats_url: Option<MintUrl>,
     /// The open epoch and its keyset.
     pub epoch: hashpit_pool::mint::Epoch,
     /// Its books and counters.
@@ -108,6 +112,13 @@ impl PoolHouse {
             issue_interval_ms: 0,
             ..hashpit_pool::Config::default()
         }
+    }
+
+    /// The same, with simulated sats.
+    pub fn config_with_sats(relays: &[RelayUrl]) -> hashpit_pool::Config {
+        let mut config = Self::config(relays);
+        config.sats.backend = Some(Backend::Simulation);
+        config
     }
 
     /// Settings for shares of some 20,000 hashes, and for no blocks: a new tip
@@ -144,6 +155,7 @@ impl PoolHouse {
             sv2,
             mint_url: pool.mint_url().to_string(),
             mint_at,
+            sats_url: pool.sats_url(),
             epoch: pool.epoch().clone(),
             monitor: pool.monitor(),
             running: Running::start(|stop| async move { Ok(pool.serve(stop).await?) }),

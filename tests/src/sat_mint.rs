@@ -8,7 +8,9 @@ use std::sync::Arc;
 use cdk::Mint;
 use cdk::dhke::{blind_message, construct_proofs};
 use cdk::mint_url::MintUrl;
-use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, KeySet, Proofs, PublicKey, Token};
+use cdk::nuts::{
+    BlindedMessage, CurrencyUnit, Id, KeySet, MintVersion, Proofs, PublicKey, Token,
+};
 use cdk::secret::Secret;
 use hashpit_nips::Seed;
 use tokio::net::TcpListener;
@@ -45,6 +47,10 @@ impl SatMint {
         let (mint, _) = hashpit_pool::mint::open(dir, &seed, "sats", &url).await?;
         let amounts = (0..=MAX_BITS).map(|bit| 1 << bit).collect();
         let keyset = mint.rotate_keyset(CurrencyUnit::Sat, amounts, fee_ppk, false, None).await?.id;
+        // As a foreign mint's may, its info tells no maker.
+        let mut info = mint.mint_info().await?;
+        info.version = None;
+        mint.set_mint_info(info).await?;
         let router = cdk_axum::create_mint_router(Arc::clone(&mint), Vec::new()).await?;
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
@@ -65,10 +71,18 @@ impl SatMint {
         keyset.ok_or_else(|| anyhow::anyhow!("the mint has lost its keyset"))
     }
 
-    /// Has another keyset sign from here on; this one signs no more.
-    pub async fn rotate(&self) -> anyhow::Result<Id> {
+    /// Has the mint tell its version, from which it is known that it can `SIG_ALL`.
+    pub async fn tell_version(&self) -> anyhow::Result<()> {
+        let version = MintVersion::new("cdk-mintd".to_owned(), "0.18.3".to_owned());
+        let info = self.mint.mint_info().await?.version(version);
+        Ok(self.mint.set_mint_info(info).await?)
+    }
+
+    /// Signs by a new keyset from now on, and no more by the old one.
+    pub async fn rotate(&self) -> anyhow::Result<()> {
         let amounts = (0..=MAX_BITS).map(|bit| 1 << bit).collect();
-        Ok(self.mint.rotate_keyset(CurrencyUnit::Sat, amounts, 0, true, None).await?.id)
+        self.mint.rotate_keyset(CurrencyUnit::Sat, amounts, 0, false, None).await?;
+        Ok(())
     }
 
     /// A new token of `amount` sats, below 2^21.

@@ -1,6 +1,7 @@
 //! An exchange that says what a test tells it to, when it tells it to: for what the
 //! real one does not do on request, as to stay silent or to lose a change.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bitcoin::BlockHash;
@@ -11,7 +12,8 @@ use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::eh01::{EpochKeyset, EpochState};
 use hashpit_nips::eh04::{ExchangeInfo, Market, MarketId, MarketState, Payment, Rules, Way};
 use hashpit_nips::eh05::{
-    Book, Change, Checkpoint, Depth, Entry, LastTrade, Leg, Level, Match, Outcome, Subject,
+    Book, Change, Checkpoint, Depth, Entry, Fate, LastTrade, Leg, Level, Match, Outcome,
+    Settlement, Subject,
 };
 use hashpit_nips::{EpochId, HashUnits, Lots, Millis, Msats, Price, Sats, WorkBits, kind};
 use nostr_sdk::{
@@ -35,6 +37,8 @@ pub struct ScriptedExchange {
     inbox: Inbox,
     prev: EventId,
     seq: u64,
+    /// Matches so far.
+    fills: AtomicU32,
     state: MarketState,
     rules: Rules,
     relay: RelayUrl,
@@ -66,6 +70,7 @@ impl ScriptedExchange {
             // Its rules are the first entry, which no trader looks at.
             prev: EventId::from_byte_array([1; 32]),
             seq: 1,
+            fills: AtomicU32::new(0),
             state: MarketState::Open,
             rules,
             relay: relay.clone(),
@@ -146,7 +151,7 @@ impl ScriptedExchange {
         let side = offer.terms.map(|terms| terms.side);
         let found = Match {
             seq: self.seq,
-            index: 0,
+            index: self.fills.fetch_add(1, Ordering::Relaxed),
             market: self.market,
             maker: leg(maker.id, maker.pubkey),
             taker: leg(EventId::from_byte_array([7; 32]), Keys::generate().public_key()),
@@ -158,6 +163,17 @@ impl ScriptedExchange {
             at: now(),
         };
         self.publish(found.encode()?).await
+    }
+
+    /// Says how a match of these two, seller and buyer, has ended.
+    pub async fn settle(
+        &self,
+        of: EventId,
+        traders: [PublicKey; 2],
+        fate: Fate,
+    ) -> anyhow::Result<EventId> {
+        let settled = Settlement { seq: self.seq, of, traders, fate, at: now() };
+        self.publish(settled.encode()).await
     }
 
     /// Publishes the book after depth event `number`.

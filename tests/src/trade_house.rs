@@ -49,13 +49,26 @@ pub struct TradeHouse {
 }
 
 impl TradeHouse {
-    /// Starts everything in `dir`.
+    /// Starts everything in `dir`; sats are those of the mint.
     pub async fn start(dir: &Path) -> anyhow::Result<Self> {
-        Self::start_behind(dir, None).await
+        Self::start_with(dir, None, None).await
     }
 
     /// As [`TradeHouse::start`], with a proxy before the pool's mint.
-    pub async fn start_behind(dir: &Path, proxy: Option<&MintProxy>) -> anyhow::Result<Self> {
+    pub async fn start_behind(dir: &Path, proxy: &MintProxy) -> anyhow::Result<Self> {
+        Self::start_with(dir, None, Some(proxy)).await
+    }
+
+    /// As [`TradeHouse::start`], with other ways of payment.
+    pub async fn start_paying(dir: &Path, pay: Option<Vec<Payment>>) -> anyhow::Result<Self> {
+        Self::start_with(dir, pay, None).await
+    }
+
+    async fn start_with(
+        dir: &Path,
+        pay: Option<Vec<Payment>>,
+        proxy: Option<&MintProxy>,
+    ) -> anyhow::Result<Self> {
         let relay = RelayHouse::start(&dir.join("relay")).await?;
         let relays = [relay.url.clone()];
         let mut config = PoolHouse::config_without_blocks(&relays)?;
@@ -69,7 +82,8 @@ impl TradeHouse {
         let mut config = ExchangeHouse::config(&relays, &[]);
         config.pools = vec![pool.key];
         let way = Way::Cashu(sats.key);
-        config.rules.pay = vec![Payment { way, mint: Some(sats.url.clone()) }];
+        let by_mint = || vec![Payment { way, mint: Some(sats.url.clone()) }];
+        config.rules.pay = pay.unwrap_or_else(by_mint);
         let exchange = ExchangeHouse::start(config, &dir.join("exchange")).await?;
         let seller = wallet(&dir.join("seller")).await?;
         let buyer = wallet(&dir.join("buyer")).await?;

@@ -83,9 +83,13 @@ async fn two_traders_meet_and_anyone_can_check_the_exchange() {
     let seller = Home::new(dir.path().join("seller"), &exchange, &urls).await;
     let buyer = Home::new(dir.path().join("buyer"), &exchange, &urls[..1]).await;
 
-    let sold = seller.json(&["offer", "make", "sell", "10", "--price", "1500"]).await;
+    let sold = seller
+        .json(&["offer", "make", "sell", "10", "--price", "1500", "--force", "--no-watch"])
+        .await;
     assert_eq!(sold["outcome"], "accepted");
-    let bought = buyer.json(&["offer", "make", "buy", "4", "--price", "2000", "--hidden"]).await;
+    let bought = buyer
+        .json(&["offer", "make", "buy", "4", "--price", "2000", "--hidden", "--no-watch"])
+        .await;
     assert_eq!(bought["outcome"], "accepted");
     assert_eq!(bought["matches"].as_array().unwrap().len(), 1, "{bought}");
     // A checkpoint follows within a second or two. A level is price, lots, offers.
@@ -95,8 +99,9 @@ async fn two_traders_meet_and_anyone_can_check_the_exchange() {
     assert_eq!((&own[0]["filled"], &own[0]["left"]), (&"4".into(), &"6".into()), "{own}");
     let amended = ["offer", "amend", own[0]["id"].as_str().unwrap(), "--price", "1600"];
     assert_eq!(seller.json(&amended).await["outcome"], "accepted");
-    let refused =
-        buyer.run(&["offer", "make", "buy", "9", "--price", "1600", "--tif", "fok"]).await;
+    let refused = buyer
+        .run(&["offer", "make", "buy", "9", "--price", "1600", "--tif", "fok", "--no-watch"])
+        .await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("refused"), "only six are there");
     assert_eq!(seller.json(&["offer", "cancel-all"]).await["outcome"], "accepted");
 

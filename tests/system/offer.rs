@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use hashpit_nips::eh04::{Action, Offer};
-use hashpit_nips::eh05::{Level, Outcome};
+use hashpit_nips::eh05::{Fate, Level, Outcome};
 use hashpit_nips::{EpochId, HashUnits, Lots, Price, Sats, WorkBits, eh04};
 use hashpit_tests::house::RelayHouse;
 use hashpit_tests::scripted_exchange::ScriptedExchange;
@@ -102,7 +102,20 @@ fn stderr(output: &Output) -> String {
 async fn an_offer_is_made_changed_listed_and_cancelled() {
     let dir = tempfile::tempdir().unwrap();
     let mut desk = Desk::open(dir.path()).await;
-    let make = ["offer", "make", "sell", "10", "--price", "12340", "--min", "2", "--expires", "2h"];
+    let make = [
+        "offer",
+        "make",
+        "sell",
+        "10",
+        "--price",
+        "12340",
+        "--min",
+        "2",
+        "--expires",
+        "2h",
+        "--force",
+        "--no-watch",
+    ];
     let (made, event) = desk.send(&make, Outcome::Accepted).await;
     let made = stdout(made);
     assert!(made.contains("10 lots") && made.contains("12 340 msats (12.34 sats)"), "{made}");
@@ -237,18 +250,86 @@ async fn a_book_and_trades_are_followed() {
     desk.exchange.depth(2, &[Level(Price::new(12_350), 4, 2)]).await.unwrap();
     assert_eq!(book.next()["bids"], json!([["12350", "4", 2], ["12300", "10", 1]]));
 
-    let (_, event) =
-        desk.send(&["offer", "make", "buy", "5", "--price", "9"], Outcome::Accepted).await;
-    desk.exchange.fill(&event, Lots::new(1), Price::new(9)).await.unwrap();
+    let (_, event) = desk
+        .send(&["offer", "make", "buy", "5", "--price", "9", "--no-watch"], Outcome::Accepted)
+        .await;
+    let nine = desk.exchange.fill(&event, Lots::new(1), Price::new(9)).await.unwrap();
     let first = desk.json(&["trades"]).await;
     assert_eq!((&first["msats"], &first["taker_side"]), (&json!("9"), &json!("sell")));
+    assert_eq!((&first["fate"], &first["step"]), (&json!("in_flight"), &json!(1)));
     let trades = desk.follow("trades");
     assert_eq!(trades.next()["price"], "9");
-    desk.exchange.fill(&event, Lots::new(1), Price::new(8)).await.unwrap();
+    let eight = desk.exchange.fill(&event, Lots::new(1), Price::new(8)).await.unwrap();
     assert_eq!(trades.next()["price"], "8");
 
+    // One is settled, and one fails for want of what the buyer had to do.
+    let traders = [Keys::generate().public_key(), event.pubkey];
+    desk.exchange.settle(nine, traders, Fate::Completed).await.unwrap();
+    let settled = trades.next();
+    assert_eq!((&settled["price"], &settled["fate"]), (&json!("9"), &json!("completed")));
+    let failed = Fate::Failed { step: 2, due: vec![event.pubkey] };
+    desk.exchange.settle(eight, traders, failed).await.unwrap();
+    let failed = trades.next();
     let by = event.pubkey.to_bech32().unwrap();
+    assert_eq!((&failed["fate"], &failed["step"]), (&json!("failed"), &json!(2)));
+    assert_eq!(failed["due"], json!([by]));
+
+    let listed = desk.text(&["trades"]).await;
+    let [_, one, other] = listed.lines().collect::<Vec<_>>()[..] else { panic!("{listed}") };
+    assert!(one.ends_with("settled") && other.ends_with("failed at step 2: buyer"), "{listed}");
+    let tape = desk.json(&["trades", "--settled"]).await;
+    assert_eq!(tape["match"], json!(nine.to_hex()));
+
     let reputation = desk.json(&["trades", "--by", &by]).await;
-    assert_eq!((&reputation["matches"], &reputation["pending"]), (&json!(2), &json!(2)));
+    assert_eq!((&reputation["matches"], &reputation["failed_at"]), (&json!(2), &json!({"2": 1})));
+    assert!(desk.text(&["trades", "--by", &by]).await.contains("  at step 2"));
+    desk.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whom_an_offer_meets_is_shown_with_how_it_has_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut desk = Desk::open(dir.path()).await;
+    let running = desk.start(&["offer", "make", "buy", "2", "--price", "9", "--no-watch"]);
+    let event = desk.exchange.hear().await.unwrap();
+    desk.exchange.fill(&event, Lots::new(2), Price::new(9)).await.unwrap();
+    desk.exchange.enter(&event, Outcome::Accepted).await.unwrap();
+    let made = stdout(running.await.unwrap());
+    let words = ": 0 of 1 settled; failed: 0 by it, 0 by others; 1 in flight";
+    assert!(made.contains("  with npub1") && made.contains(words), "{made}");
+    desk.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prices_are_shown_of_what_was_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut desk = Desk::open(dir.path()).await;
+    assert!(desk.text(&["market", "show"]).await.contains("nothing was settled yet"));
+    let make = ["offer", "make", "buy", "9", "--price", "5000", "--no-watch"];
+    let (_, event) = desk.send(&make, Outcome::Accepted).await;
+    let traders = [Keys::generate().public_key(), event.pubkey];
+    for (price, lots) in [(4_000, 1), (5_000, 2), (4_500, 3)] {
+        let of = desk.exchange.fill(&event, Lots::new(lots), Price::new(price)).await.unwrap();
+        if price != 4_500 {
+            desk.exchange.settle(of, traders, Fate::Completed).await.unwrap();
+        }
+    }
+    let day = desk.text(&["market", "candles", "--every", "1d"]).await;
+    assert!(day.contains("every day") && day.contains("may still grow"), "{day}");
+    let candle = desk.json(&["market", "candles", "--every", "1d", "--limit", "2"]).await;
+    assert_eq!(
+        ["high", "low", "lots", "msats"].map(|of| &candle[of]),
+        [&json!("5000"), &json!("4000"), &json!("3"), &json!("14000")]
+    );
+    assert_eq!((&candle["seconds"], &candle["trades"]), (&json!(86_400), &json!(2)));
+    let shown = desk.text(&["market", "show"]).await;
+    assert!(shown.contains("3 lots for 14 000 msats (14 sats), 2 trades"), "{shown}");
+    assert!(shown.contains("24 h high     5 000 msats"), "{shown}");
+    let listed = desk.json(&["market"]).await;
+    assert_eq!(
+        (&listed[0]["day"]["lots"], &listed[0]["day"]["low"]),
+        (&json!("3"), &json!("4000"))
+    );
+    assert!(desk.text(&["market"]).await.contains("lots, 24 h"));
     desk.close().await;
 }

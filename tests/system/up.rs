@@ -71,24 +71,41 @@ fn one_command_turns_work_into_tokens_and_a_second_start_goes_on() {
     assert_eq!(third["offer"]["unit"], first["unit"]);
     assert_ne!(third["offer"]["lots"], "0");
 
-    // While it stands, it is the offer of every later start.
+    // It is the offer of every later start; a second wallet takes it with sats that it
+    // keeps when the mint has moved to another port, and the two settle.
+    let up = ["up", "--port-base", "0", "--exit-after", "trade", "--json"];
     let fourth = json(&run(dir.path(), &up));
     assert_eq!(fourth["unit"], first["unit"]);
-    for what in ["id", "lots", "seq"] {
-        assert_eq!(fourth["offer"][what], third["offer"][what], "{what}");
+    for what in ["unit", "lots", "price_msat"] {
+        assert_eq!(fourth["match"][what], third["offer"][what], "{what}");
+    }
+    let number = |value: &Value| text(value).parse::<u64>().unwrap();
+    let msats = number(&fourth["match"]["lots"]) * number(&fourth["match"]["price_msat"]);
+    assert_eq!(fourth["trade"]["id"], fourth["match"]["id"]);
+    assert_eq!(number(&fourth["trade"]["sats"]), msats.div_ceil(1000));
+    assert_eq!(fourth["trade"]["stage"], serde_json::json!({ "stage": "over", "end": "completed" }));
+    let fifth = json(&run(dir.path(), &up));
+    for what in ["match", "trade", "buyer_sats"] {
+        assert_eq!(fifth[what], fourth[what], "{what}");
     }
 }
 
 #[test]
 fn an_epochs_offer_that_has_ended_is_not_made_again() {
     let dir = tempfile::tempdir().unwrap();
+    // Without sats there is nobody who buys it.
+    let settings = dir.path().join("hashpit.toml");
+    std::fs::write(&settings, "[pool.sats]\nbackend = \"none\"\n").unwrap();
+    let settings = settings.to_str().unwrap();
+    let config = ["--config", settings, "up", "--port-base", "0"];
     let offered =
-        json(&run(dir.path(), &["up", "--port-base", "0", "--exit-after", "offer", "--json"]));
+        json(&run(dir.path(), &[&config[..], &["--exit-after", "offer", "--json"]].concat()));
+    assert_eq!((&offered["match"], &offered["buyer_sats"]), (&Value::Null, &Value::Null));
     let (exchange, id) = (text(&offered["exchange"]), text(&offered["offer"]["id"]));
     let log = dir.path().join("up.log");
     let start = || {
         let mut command = hashpit(dir.path());
-        command.args(["-v", "up", "--port-base", "0"]);
+        command.arg("-v").args(config);
         Process::start(&mut command, &log).unwrap()
     };
     // The newest of the log's relays is the one that is up.

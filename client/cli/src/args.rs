@@ -9,6 +9,7 @@ use hashpit_client::wallet::MintUrl;
 use nostr_sdk::{PublicKey, RelayUrl};
 
 use crate::trade::args as trade;
+use crate::trade::settle::args as settle;
 
 /// Ehash on Nostr: mine, hold and trade tokens for work done.
 ///
@@ -55,12 +56,19 @@ pub enum Command {
     /// The wallet in the data directory is opened, or made, and what the devices
     /// earn at the pool is claimed into it.
     Proxy(Proxy),
+    /// Run a watchtower: finish the claims of sellers who are away.
+    ///
+    /// Sellers name its npub, which it prints, under `[trade] watchers`. It needs
+    /// relays that they write to, under `[watch]` in the configuration.
+    Watch,
     /// Hold, send, receive and claim ehash.
     Wallet(Wallet),
     /// Make, change and cancel offers at an exchange.
     Offer(trade::Offer),
     /// Show a market's book: who pays how much for ehash.
     Book(trade::Book),
+    /// Settle your matches, and see how far they are.
+    Trade(settle::Trade),
     /// Show what was traded.
     Trades(trade::Trades),
     /// Show an exchange's markets and rules.
@@ -79,7 +87,10 @@ pub enum Command {
 impl Command {
     /// True for roles that an operator watches by their log.
     pub fn is_server(&self) -> bool {
-        matches!(self, Self::Relay(_) | Self::Pool(_) | Self::Exchange(_) | Self::Proxy(_))
+        matches!(
+            self,
+            Self::Relay(_) | Self::Pool(_) | Self::Exchange(_) | Self::Proxy(_) | Self::Watch
+        )
     }
 }
 
@@ -107,6 +118,10 @@ pub enum Milestone {
     Backup,
     /// Part of it is on offer at the exchange.
     Offer,
+    /// A second wallet's bid has met the offer.
+    Match,
+    /// The two have settled it: ehash and sats have changed hands.
+    Trade,
 }
 
 #[derive(Debug, clap::Args)]
@@ -201,6 +216,14 @@ pub enum WalletCommand {
     /// Put a token string into the wallet, or with --inbox those that were sent
     /// to its npub.
     Receive(Receive),
+    /// Turn sats of Lightning into tokens: prints an invoice and waits until it is
+    /// paid.
+    ///
+    /// Cut short, it goes on when it is repeated; and once the invoice is paid, any
+    /// command that spends or receives takes the tokens.
+    Deposit(Deposit),
+    /// Pay a Lightning invoice from the wallet's sats.
+    Withdraw(Withdraw),
     /// Show what came in and went out, newest first.
     History(History),
     /// Take back a token that nobody has received.
@@ -384,6 +407,31 @@ pub struct Send {
     /// Show the token as a QR code too.
     #[arg(long)]
     pub qr: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Deposit {
+    /// Sats.
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub sats: u64,
+    /// The mint, where the wallet knows several or none.
+    #[arg(long, value_name = "URL")]
+    pub mint: Option<MintUrl>,
+    /// Show the invoice as a QR code too.
+    #[arg(long)]
+    pub qr: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Withdraw {
+    /// What to pay: a BOLT 11 invoice, `lnbc…`.
+    pub invoice: String,
+    /// The mint to pay from; otherwise the one that holds most.
+    #[arg(long, value_name = "URL")]
+    pub mint: Option<MintUrl>,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, clap::Args)]

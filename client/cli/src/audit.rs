@@ -98,6 +98,7 @@ fn as_json(report: &Report, silent: &[RelayUrl]) -> serde_json::Value {
         "matches": report.matches,
         "lots": report.lots.to_string(),
         "settlements": report.settlements,
+        "completed": report.completed,
         "checkpoints": report.checkpoints,
         "offers_on_two_relays": report.offers,
         "state": hex::encode(report.digest),
@@ -112,9 +113,10 @@ fn in_words(report: &Report, silent: &[RelayUrl]) -> String {
         format!("exchange {exchange}"),
         format!("  {} journal entries followed, from the first on", grouped(report.entries)),
         format!(
-            "  {} matches and {} settlements derived anew",
+            "  {} matches and {} settlements derived anew; {} matches were completed",
             grouped(report.matches),
-            grouped(report.settlements)
+            grouped(report.settlements),
+            grouped(report.completed)
         ),
         format!("  {} checkpoints agree", grouped(report.checkpoints)),
         format!("  {} offers seen on two relays were looked for", grouped(report.offers)),

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use anyhow::Context;
+use hashpit_client::settle::Limits;
+use hashpit_client::wallet::MintUrl;
 use nostr_sdk::{PublicKey, RelayUrl};
 use serde::Deserialize;
 
@@ -22,8 +24,10 @@ pub struct Config {
     pub exchange: hashpit_exchange::Config,
     /// The proxy for miners.
     pub proxy: Proxy,
-    /// Where to trade.
+    /// Where to trade, and what is risked.
     pub trade: Trade,
+    /// The watchtower.
+    pub watch: Watch,
     /// The built-in CPU miner.
     pub miner: Miner,
 }
@@ -42,13 +46,60 @@ pub struct Proxy {
     pub devices: hashpit_client::proxy::Settings,
 }
 
-/// Where to trade.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// Where to trade, and what is risked.
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trade {
     /// The exchange, unless a command names another.
     pub exchange: Option<PublicKey>,
     /// Relays that it writes to; without, those that the wallet knows.
+    pub relays: Vec<RelayUrl>,
+    /// Most sats of one trade.
+    pub max_trade_sats: u64,
+    /// Most sats in open trades with one counterparty.
+    pub max_counterparty_sats: u64,
+    /// Fewest sats of one trade.
+    pub min_trade_sats: u64,
+    /// Mints whose sats are taken, besides those that the wallet has used.
+    pub mints: Vec<MintUrl>,
+    /// Watchtowers that may finish a claim of ours while we are away.
+    pub watchers: Vec<PublicKey>,
+}
+
+impl Default for Trade {
+    fn default() -> Self {
+        let Limits { max_trade_sats, max_counterparty_sats, min_trade_sats, mints, watchers } =
+            Limits::default();
+        Self {
+            exchange: None,
+            relays: Vec::new(),
+            max_trade_sats,
+            max_counterparty_sats,
+            min_trade_sats,
+            mints,
+            watchers,
+        }
+    }
+}
+
+impl Trade {
+    /// What a settler is held to.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_trade_sats: self.max_trade_sats,
+            max_counterparty_sats: self.max_counterparty_sats,
+            min_trade_sats: self.min_trade_sats,
+            mints: self.mints.clone(),
+            watchers: self.watchers.clone(),
+        }
+    }
+}
+
+/// The watchtower.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Watch {
+    /// Relays that sellers write to.
     pub relays: Vec<RelayUrl>,
 }
 

@@ -9,6 +9,7 @@
 //! | `up` | every role in one process |
 //! | `claiming` | claiming that goes on for ever |
 //! | `proxy` | devices of one's own, mining for the wallet |
+//! | `settling` | settling that goes on for ever |
 //! | `roles` | one role for operators |
 //! | `wallet` | the wallet's commands |
 //! | `trade` | offers, books and trades |
@@ -21,6 +22,7 @@ mod config;
 mod listen;
 mod proxy;
 mod roles;
+mod settling;
 mod terminal;
 mod trade;
 mod up;
@@ -61,7 +63,11 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Exchange(options) => roles::exchange(options, config, dir, shutdown).await,
             Command::Proxy(options) => proxy::run(options, config, dir, shutdown).await,
             Command::Wallet(options) => wallet::run(options, dir, shutdown).await,
-            Command::Offer(options) => trade::offer(options, &config.trade, dir).await,
+            Command::Watch => roles::watch(config.watch, dir, shutdown).await,
+            Command::Offer(options) => {
+                trade::offer(options, &config.trade, dir, args.config.as_deref()).await
+            }
+            Command::Trade(options) => trade::trade(options, &config.trade, dir, shutdown).await,
             Command::Book(options) => trade::book(options, &config.trade, dir, shutdown).await,
             Command::Trades(options) => trade::trades(options, &config.trade, dir, shutdown).await,
             Command::Market(options) => trade::market(options, &config.trade, dir).await,

@@ -16,11 +16,14 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use crate::args;
 use crate::claiming::claim_for_ever;
 use crate::config;
 use crate::listen::{Listen, Port};
+use crate::settling::Settling;
+use crate::trade::relays_of;
 use crate::wallet;
 
 /// `hashpit proxy`.
@@ -37,6 +40,7 @@ pub async fn run(
     };
     let ports = [listeners.sv1.local_addr()?, listeners.sv2.local_addr()?];
     let wallet = wallet::open_or_create(&dir.join("wallet")).await?;
+    let settling = settling(&wallet, config.trade).await?;
     let source = source(&options, &config.proxy, &wallet).await?;
     let mut settings = config.proxy.devices;
     settings.aggregate |= options.aggregate;
@@ -49,6 +53,9 @@ pub async fn run(
     let (progress, claiming) = watch::channel(Progress::default());
     let (found, shortfall) = watch::channel(None);
     tasks.spawn(proxy.serve(shutdown.clone()));
+    if let Some(settling) = settling {
+        tasks.spawn(settling.for_ever(watch::Sender::default(), shutdown.clone()));
+    }
     tasks.spawn(reconcile::watch(monitor.clone(), claiming.clone(), found, shutdown.clone()));
     if let Some((pool, relays)) = source {
         wallet::back_up_by_default(&wallet, &relays, options.json).await?;
@@ -59,6 +66,17 @@ pub async fn run(
     tasks.close();
     tasks.wait().await;
     Ok(())
+}
+
+/// The matches of the configured exchange, if there is one.
+async fn settling(wallet: &Wallet, trade: config::Trade) -> anyhow::Result<Option<Settling>> {
+    let (Some(exchange), limits) = (trade.exchange, trade.limits()) else { return Ok(None) };
+    let relays = if trade.relays.is_empty() { relays_of(wallet).await? } else { trade.relays };
+    if relays.is_empty() {
+        warn!("matches are not settled: set `relays` under [trade] in the configuration");
+        return Ok(None);
+    }
+    Ok(Some(Settling { wallet: wallet.clone(), exchange, relays, limits }))
 }
 
 /// Secret of the key by which a proxy proves itself to Sv2 devices.

@@ -1,9 +1,13 @@
 //! One role in a process, for operators.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use hashpit_client::settle::Watchtower;
 use hashpit_exchange::Exchange;
+use hashpit_nips::seed_file;
 use hashpit_pool::{Listeners, Pool};
 use hashpit_relay::{Clock, Relay};
 use nostr_sdk::ToBech32;
@@ -11,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::args;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::listen::Port;
 
 /// `hashpit relay`.
@@ -68,4 +72,25 @@ pub async fn exchange(
     let Ok(npub) = opened.public_key().to_bech32();
     info!(%npub, "exchange reads its relays");
     opened.serve(shutdown).await.context("the exchange stopped")
+}
+
+/// `hashpit watch`.
+pub async fn watch(
+    config: config::Watch,
+    dir: &Path,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    if config.relays.is_empty() {
+        bail!(
+            "a watchtower needs a relay: set `relays` under [watch] in the file given by --config"
+        );
+    }
+    let dir = dir.join("watch");
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    let seed = seed_file::read_or_create(&dir.join("watch.seed"), rand::random)?;
+    let tower = Watchtower::open(seed.nostr_keys(0), &config.relays).await?;
+    let Ok(npub) = tower.public_key().to_bech32();
+    println!("{npub}");
+    info!(%npub, "watches; sellers name this key under [trade] watchers");
+    tower.run(shutdown).await.context("the watchtower stopped")
 }

@@ -12,7 +12,7 @@ use qrcode::QrCode;
 use qrcode::render::unicode::Dense1x2;
 
 /// The password of the wallet's words, for use without a terminal.
-const PASSWORD: &str = "HASHPIT_PASSWORD";
+pub const PASSWORD: &str = "HASHPIT_PASSWORD";
 
 /// A table with a head; the columns named in `numbers` are set flush right.
 pub fn table(head: &[&str], numbers: &[usize]) -> Table {

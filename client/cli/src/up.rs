@@ -2,8 +2,10 @@
 //!
 //! The roles meet on the wire, as they would on different machines: the miner
 //! speaks Stratum V2 to the proxy and the proxy to the pool; pool and wallet
-//! speak through the relay.
+//! speak through the relay. A second wallet, the buyer, trades with the first for
+//! simulated sats, which the pool's mint issues here unless told not to.
 
+mod buying;
 mod display;
 mod offering;
 
@@ -13,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use hashpit_client::issuance::Progress;
-use hashpit_client::{Wallet, miner, proxy};
+use hashpit_client::{Wallet, miner, proxy, settle};
 use hashpit_exchange::Exchange;
+use hashpit_nips::eh04::{Payment, Rules, Way};
 use hashpit_nips::{MinerIdentity, Sats, Work};
+use hashpit_pool::mint::sats::Backend;
 use hashpit_pool::{Listeners, Pool, template};
 use hashpit_relay::{Clock, Gauges, Relay};
 use nostr_sdk::{PublicKey, RelayUrl, ToBech32};
@@ -29,7 +33,9 @@ use crate::claiming::claim_for_ever;
 use crate::config::Config;
 use crate::listen::{Listen, Port};
 use crate::proxy::authority_secret;
+use crate::settling::Settling;
 use crate::wallet;
+use buying::{Bought, Buyer};
 use display::{Addresses, Display};
 use offering::{Offered, Seller, Worth};
 
@@ -103,11 +109,14 @@ struct House {
     ended: CancellationToken,
     addresses: Addresses,
     wallet: Wallet,
+    /// Holds simulated sats; none where the mint issues none.
+    buyer: Option<Wallet>,
     pool: hashpit_pool::Monitor,
     relay: Gauges,
     mining: watch::Receiver<miner::Progress>,
     claiming: watch::Receiver<Progress>,
     offered: watch::Receiver<Offered>,
+    bought: watch::Receiver<Bought>,
 }
 
 impl House {
@@ -132,7 +141,9 @@ impl House {
         let gauges = relay.gauges();
         config.pool.relays.insert(0, relay_url.clone());
         let relays = config.pool.relays.clone();
+        config.pool.sats.backend.get_or_insert(Backend::Simulation);
         let pool = Pool::open(config.pool, &dir.join("pool"), listeners).await?;
+        let (sats, way) = (pool.sats_url(), Way::Cashu(pool.mint_key()));
         let authority = pool.authority().to_string();
         let proxy = proxy::Config {
             pools: vec![proxy::PoolAddress {
@@ -149,13 +160,17 @@ impl House {
         let relay_role = Role::start("the relay", &ended, |stop| async move {
             Ok(relay.serve(relay_listener, stop).await?)
         });
-        let exchange = exchange_config(config.exchange, pool_key, &relays);
+        let mut exchange = exchange_config(config.exchange, pool_key, &relays);
+        if sats.is_some() {
+            pay_by(&mut exchange.rules, Payment { way, mint: sats.clone() });
+        }
         let exchange = Exchange::open(exchange, &dir.join("exchange"), false).await?;
         let addresses = Addresses {
             proxy: proxy_ports,
             proxy_authority: proxy.authority(),
             relay: relay_url,
             mint: pool.mint_url().to_string(),
+            sats: sats.clone(),
             sv2,
             authority,
             pool: pool.public_key(),
@@ -179,18 +194,47 @@ impl House {
             proxy.serve(stop).await;
             Ok(())
         }));
+        let worth = Worth {
+            reward: Sats::new(template::subsidy(monitor.status().height + 1).to_sat()),
+            work: Work::of_target(block.target())?,
+            bits,
+        };
         let seller = Seller {
             wallet: wallet.clone(),
             exchange: addresses.exchange,
             relays: relays.clone(),
-            worth: Worth {
-                reward: Sats::new(template::subsidy(monitor.status().height + 1).to_sat()),
-                work: Work::of_target(block.target())?,
-                bits,
-            },
+            worth,
         };
         let ((offer, offered), claims) = (watch::channel(Offered::default()), claiming.clone());
         roles.push(Role::start("the seller", &ended, |stop| seller.run(claims, offer, stop)));
+        let (buy, bought) = watch::channel(Bought::default());
+        let settling = Settling {
+            wallet: wallet.clone(),
+            exchange: addresses.exchange,
+            relays: relays.clone(),
+            // Its own mint's sats, which are a simulation.
+            limits: settle::Limits {
+                max_trade_sats: u64::MAX,
+                max_counterparty_sats: u64::MAX,
+                mints: sats.iter().cloned().collect(),
+                ..settle::Limits::default()
+            },
+        };
+        let mut buyer = None;
+        if let Some(mint) = sats {
+            let own = wallet::open_or_create(&dir.join("buyer")).await?;
+            buying::follow_mint(&wallet, &own, &mint).await?;
+            buyer = Some(own.clone());
+            let buyers = own.clone();
+            let (exchange, relays) = (addresses.exchange, relays.clone());
+            let buyer = Buyer { wallet: own, exchange, relays, worth, mint, way };
+            let offers = offered.clone();
+            roles.push(Role::start("the buyer", &ended, |stop| buyer.run(offers, buy, stop)));
+            let wallet = buyers.clone();
+            let theirs = Settling { wallet, ..settling.clone() };
+            roles.push(Role::start("the buyer's settling", &ended, |stop| theirs.for_ever(stop)));
+        }
+        roles.push(Role::start("settling", &ended, |stop| settling.for_ever(stop)));
         let claimer = wallet.clone();
         roles.push(Role::start("the wallet", &ended, |stop| {
             claim_for_ever(claimer, pool_key, relays, claim_progress, stop)
@@ -214,11 +258,13 @@ impl House {
             ended,
             addresses,
             wallet,
+            buyer,
             pool: monitor,
             relay: gauges,
             mining,
             claiming,
             offered,
+            bought,
         })
     }
 
@@ -239,14 +285,17 @@ impl House {
             }
             let claiming = self.claiming.borrow().clone();
             let mining = self.mining.borrow().clone();
-            let offered = self.offered.borrow().clone();
-            display.show(begun.elapsed(), &self.pool.status(), &mining, &claiming, &offered);
+            let (offered, bought) = (self.offered.borrow().clone(), self.bought.borrow().clone());
+            let pool = self.pool.status();
+            display.show(begun.elapsed(), &pool, &mining, &claiming, &offered, &bought);
             match milestone {
                 Some(Milestone::Ehash) if claiming.received.get() > 0 => return Ok(()),
                 Some(Milestone::Backup) if claiming.received.get() > 0 && claiming.safe => {
                     return Ok(());
                 }
-                Some(Milestone::Offer) if self.offered.borrow().offer.is_some() => return Ok(()),
+                Some(Milestone::Offer) if offered.offer.is_some() => return Ok(()),
+                Some(Milestone::Match) if bought.matched.is_some() => return Ok(()),
+                Some(Milestone::Trade) if self.has_traded().await? => return Ok(()),
                 _ => {}
             }
         }
@@ -267,8 +316,40 @@ impl House {
             "backed_up": claimed.safe,
             "exchange": exchange,
             "offer": self.offered.borrow().offer.as_ref().map(of_offer),
+            "match": self.bought.borrow().matched.as_ref().map(of_match),
+            "trade": self.last_trade().await?,
+            "buyer_sats": self.buyers_sats().await?,
             "seconds": begun.elapsed().as_secs(),
         }))
+    }
+
+    /// Whether the miner's wallet has completed a trade, now or at an earlier start.
+    async fn has_traded(&self) -> anyhow::Result<bool> {
+        let completed = settle::Stage::Over { end: settle::End::Completed };
+        Ok(self.wallet.trades().await?.iter().any(|trade| trade.stage == completed))
+    }
+
+    /// The newest trade of the miner's wallet.
+    async fn last_trade(&self) -> anyhow::Result<Option<serde_json::Value>> {
+        let trades = self.wallet.trades().await?;
+        Ok(trades.first().map(|trade| {
+            json!({
+                "id": trade.id(),
+                "units": trade.units(),
+                "sats": trade.sats(),
+                "stage": trade.stage,
+            })
+        }))
+    }
+
+    /// What the buyer has to pay with; `None` if there is no buyer.
+    async fn buyers_sats(&self) -> anyhow::Result<Option<u64>> {
+        let (Some(buyer), Some(mint)) = (&self.buyer, &self.addresses.sats) else {
+            return Ok(None);
+        };
+        let balances = buyer.balances().await?.into_iter();
+        let here = balances.filter(|balance| balance.mint == mint.to_string());
+        Ok(Some(here.map(|balance| balance.amount).sum()))
     }
 
     async fn stop(self) -> anyhow::Result<()> {
@@ -288,6 +369,26 @@ fn of_offer(offer: &offering::Offer) -> serde_json::Value {
         "price_msat": offer.price,
         "seq": offer.seq,
     })
+}
+
+fn of_match(matched: &buying::Matched) -> serde_json::Value {
+    json!({
+        "id": matched.id.to_hex(),
+        "unit": matched.epoch.to_string(),
+        "lots": matched.lots,
+        "price_msat": matched.price,
+        "seq": matched.seq,
+    })
+}
+
+/// Has markets take a way of payment, in the place of the default one, which nobody
+/// here could use, and before those that the user has named.
+fn pay_by(rules: &mut Rules, payment: Payment) {
+    if rules.pay == Rules::default().pay {
+        rules.pay.clear();
+    }
+    rules.pay.retain(|other| other.way != payment.way);
+    rules.pay.insert(0, payment);
 }
 
 /// The configured exchange, for this house's pool on this house's relays.

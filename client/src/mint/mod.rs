@@ -10,6 +10,7 @@ mod line;
 mod transport;
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +69,8 @@ pub(crate) struct Mints {
     pub(crate) route: Route,
     /// Relays to try for pools that the wallet does not know.
     pub(crate) relays: Vec<RelayUrl>,
+    /// Mints that may be asked as often as need be.
+    pub(crate) unpaced: Vec<MintUrl>,
     shared: Arc<Shared>,
 }
 
@@ -93,6 +96,11 @@ impl Mints {
             Route::Nostr => false,
             Route::Auto => self.reaches(mint).await,
         }
+    }
+
+    /// True for mints that were named, and those on this machine.
+    pub(crate) fn is_unpaced(&self, mint: &MintUrl) -> bool {
+        self.unpaced.contains(mint) || is_loopback(mint)
     }
 
     async fn reaches(&self, mint: &MintUrl) -> bool {
@@ -124,6 +132,18 @@ impl Mints {
     }
 }
 
+fn is_loopback(mint: &MintUrl) -> bool {
+    let url: Option<Url> = mint.to_string().parse().ok();
+    match url.as_ref().and_then(Url::host_str) {
+        Some("localhost") => true,
+        Some(host) => {
+            let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+            address.is_ok_and(|address| address.is_loopback())
+        }
+        None => false,
+    }
+}
+
 fn host_and_port(mint: &MintUrl) -> Option<String> {
     let url: Url = mint.to_string().parse().ok()?;
     Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?))
@@ -149,6 +169,20 @@ mod tests {
         {
             assert_eq!(mints(route).prefers_http(&open).await, open_by_http, "{route:?}");
             assert_eq!(mints(route).prefers_http(&shut).await, shut_by_http, "{route:?}");
+        }
+    }
+
+    #[test]
+    fn mints_are_paced_unless_named_or_on_this_machine() {
+        let mint = |url: &str| url.parse::<MintUrl>().unwrap();
+        let named = mint("https://mint.example/sat");
+        let mints = Mints { unpaced: vec![named.clone()], ..Mints::default() };
+        assert!(mints.is_unpaced(&named));
+        for url in ["http://127.0.0.1:3338/sat", "http://[::1]:3338", "http://localhost"] {
+            assert!(mints.is_unpaced(&mint(url)), "{url}");
+        }
+        for url in ["https://mint.example", "http://127.0.0.1.example", "http://10.0.0.1"] {
+            assert!(!mints.is_unpaced(&mint(url)), "{url}");
         }
     }
 

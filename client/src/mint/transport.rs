@@ -21,14 +21,16 @@ use super::Line;
 pub(crate) struct NostrTransport {
     line: Line,
     mint: MintUrl,
+    /// What the pool knows the mint by; paths begin with it.
+    below: &'static str,
     /// Set once the pool has said that this is its mint.
     checked: Arc<OnceCell<()>>,
 }
 
 impl NostrTransport {
     /// Of the mint that is known by `mint` and run by the line's pool.
-    pub(crate) fn new(line: Line, mint: MintUrl) -> Self {
-        Self { line, mint, checked: Arc::default() }
+    pub(crate) fn new(line: Line, mint: MintUrl, below: &'static str) -> Self {
+        Self { line, mint, below, checked: Arc::default() }
     }
 
     async fn call(
@@ -47,7 +49,7 @@ impl NostrTransport {
         path: &str,
         body: Option<Value>,
     ) -> Result<RawResponse, HttpError> {
-        let asked = self.line.request(method, path.to_owned(), body).await;
+        let asked = self.line.request(method, format!("{}{path}", self.below), body).await;
         let response = asked.map_err(|error| HttpError::Other(error.to_string()))?;
         // The gateway's own refusals are words; the mint's are NUT-00's objects.
         let body = match response.body {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh04::Way;
-use hashpit_nips::eh06::{HtlcLock, Keys, Leg, LockTerms, Message, Pays, lock_key};
+use hashpit_nips::eh06::{HtlcLock, Keys, LockTerms, Message, Pays, lock_key};
 use tokio::time::sleep;
 use tracing::debug;
 
 use super::SettleError;
 use super::legs::LegPlan;
 use super::mints::{Place, PlaceError};
-use super::record::{Role, Stage};
+use super::record::{Honoured, Role, Stage};
 use super::trade::Trade;
 
 /// Pause before what a trade needs to know is asked for again.
@@ -32,7 +32,10 @@ impl Trade {
     pub(super) async fn agree(&mut self) -> Unfit<Agreed> {
         if self.record.mine.is_none() {
             match self.bring().await? {
-                Ok(mine) => self.record.mine = Some(mine),
+                Ok((mine, ehash)) => {
+                    self.record.mine = Some(mine);
+                    self.record.ehash = Some(ehash);
+                }
                 Err(why) => return Ok(Err(why)),
             }
             self.save("mine").await?;
@@ -101,12 +104,12 @@ impl Trade {
     }
 
     /// What we bring: checked against our own offer and limits first.
-    async fn bring(&mut self) -> Unfit<Keys> {
+    async fn bring(&mut self) -> Unfit<(Keys, Honoured)> {
         let until = self.due(self.timing().agree);
         loop {
             let late = self.now() >= until;
             match self.try_to_bring().await {
-                Ok(keys) if !late => return Ok(Ok(keys)),
+                Ok(brought) if !late => return Ok(Ok(brought)),
                 Ok(_) => return Ok(Err("the match was heard of too late".to_owned())),
                 Err(Lack::Reason(why)) => return Ok(Err(why)),
                 Err(Lack::NotNow(why)) if late => return Ok(Err(why)),
@@ -117,11 +120,12 @@ impl Trade {
         }
     }
 
-    async fn try_to_bring(&self) -> Result<Keys, Lack> {
+    async fn try_to_bring(&self) -> Result<(Keys, Honoured), Lack> {
         self.follows_from_our_offer().await?;
         self.shared.within_limits(&self.record).await?;
         let epoch = self.epoch().await?;
-        let ehash = self.shared.mints.ehash_place(&epoch).await?;
+        let honoured = Honoured { mint: epoch.mint.clone(), keyset: epoch.keyset.clone() };
+        let ehash = self.shared.mints.ehash_place(&honoured).await?;
         let takes_sig_all = self.takes_sig_all(&ehash).await?;
         let pays = match self.role() {
             Role::Seller => None,
@@ -146,7 +150,9 @@ impl Trade {
         };
         let terms = self.terms.terms().map_err(|error| Lack::Reason(error.to_string()))?;
         let key = self.keys.keys().public_key();
-        Ok(Keys { terms, key, clock: self.now(), epoch: epoch.state, lock, pays, takes_sig_all })
+        let (clock, epoch) = (self.now(), epoch.state);
+        let keys = Keys { terms, key, clock, epoch, lock, pays, takes_sig_all };
+        Ok((keys, honoured))
     }
 
     /// Whether the other's leg may be under `SIG_ALL`: whoever claims what its mint
@@ -199,6 +205,7 @@ impl Trade {
                     Ok(_) => return Ok(*way),
                     Err(error) => why = error.into(),
                 },
+                Way::Nwc if self.shared.nwc.is_some() => return Ok(*way),
                 Way::Nwc => {}
             }
         }
@@ -216,12 +223,26 @@ impl Trade {
         if learned { Ok(epoch) } else { Err(Lack::Reason("the pool shows a second keyset".into())) }
     }
 
-    /// Whether the epoch is as it was when we agreed.
-    pub(super) async fn is_epoch_unchanged(&self) -> bool {
+    /// Whether the epoch is as it was when we agreed; asks until a time.
+    pub(super) async fn is_epoch_unchanged(&self, until: u64) -> bool {
         let agreed = self.record.mine.as_ref().map(|mine| mine.epoch);
-        match self.epoch().await {
-            Ok(epoch) => Some(epoch.state) == agreed,
-            Err(_) => false,
+        loop {
+            match self.epoch().await {
+                Ok(epoch) => return Some(epoch.state) == agreed,
+                Err(_) if self.now() >= until => return false,
+                Err(_) => sleep(AGAIN).await,
+            }
+        }
+    }
+
+    /// Where the ehash is honoured: as recorded, else as its pool says now.
+    async fn honoured(&self) -> Result<Honoured, Lack> {
+        match &self.record.ehash {
+            Some(honoured) => Ok(honoured.clone()),
+            None => {
+                let epoch = self.epoch().await?;
+                Ok(Honoured { mint: epoch.mint, keyset: epoch.keyset })
+            }
         }
     }
 
@@ -250,8 +271,7 @@ impl Trade {
         let wrong = |why: &str| Lack::Reason(why.to_owned());
         let pays = buyer.pays.as_ref().ok_or_else(|| wrong("the buyer does not pay"))?;
         let of_ehash = seller.lock.as_ref().ok_or_else(|| wrong("no word on the ehash"))?;
-        let epoch = self.epoch().await?;
-        let place = self.shared.mints.ehash_place(&epoch).await?;
+        let place = self.shared.mints.ehash_place(&self.honoured().await?).await?;
         if of_ehash.keyset != place.keyset.id {
             return Err(wrong("the seller would lock ehash of another keyset than the pool's"));
         }
@@ -266,7 +286,6 @@ impl Trade {
         let sig_all = of_ehash.sig_all && buyer.takes_sig_all;
         self.suits(&place)?;
         let ehash = LegPlan {
-            leg: Leg::Ehash,
             place,
             lock: lock(buyer, seller, timing.ehash_until(at), sig_all),
             net: self.terms.units.get(),
@@ -281,7 +300,7 @@ impl Trade {
                 let sig_all = terms.sig_all && seller.takes_sig_all;
                 let lock = lock(seller, buyer, timing.sats_until(at), sig_all);
                 let net = self.record.sats().get();
-                Some(LegPlan { leg: Leg::Sats, place, lock, net })
+                Some(LegPlan { place, lock, net })
             }
         };
         Ok(Agreed { ehash, sats })

@@ -10,6 +10,9 @@ use super::legs::{LegFault, LegPlan, LegState};
 use super::record::{End, Stage};
 use super::trade::Trade;
 
+/// Longest pause before a mint is asked again to give a leg back, in seconds.
+pub(super) const AGAIN_SECS: u64 = 30;
+
 impl Trade {
     pub(super) async fn buy(&mut self) -> Result<End, SettleError> {
         let agreed = match self.agree().await? {
@@ -17,7 +20,7 @@ impl Trade {
             Err(why) => return self.void(why).await,
         };
         let Agreed { ehash, sats: Some(sats) } = agreed else {
-            return self.void("Lightning is not set up here".to_owned()).await;
+            return self.buy_by_lightning(&agreed.ehash).await;
         };
         if self.record.stage == Stage::Agreeing {
             if let Err(why) = self.may_lock(self.timing().sats).await {
@@ -26,13 +29,16 @@ impl Trade {
             self.enter(Stage::Locking).await?;
         }
         if self.record.stage == Stage::Locking {
-            match self.lock(&sats).await {
+            match self.lock(&sats, self.due(self.timing().sats)).await {
                 Ok(_) => self.enter(Stage::Waiting).await?,
                 Err(LegFault::Refused(why)) => return self.void(why).await,
                 Err(LegFault::Settle(error)) => return Err(error),
             }
         }
         if self.record.stage == Stage::Waiting {
+            let proofs = self.record.locked.clone();
+            self.send(Message::Locked { leg: Leg::Sats, proofs });
+            self.report(2).await?;
             let next = self.await_ehash(&ehash).await?;
             self.enter(next).await?;
         }
@@ -50,8 +56,8 @@ impl Trade {
         if self.record.wish.is_some() {
             return Err("you have canceled it".to_owned());
         }
-        if !self.is_epoch_unchanged().await {
-            return Err("the epoch has changed since the match".to_owned());
+        if !self.is_epoch_unchanged(self.due(before)).await {
+            return Err("the epoch has changed since the match, or nobody tells".to_owned());
         }
         // A record of another machine may have been locked on in time.
         if !self.record.recovered && self.now() >= self.due(before) {
@@ -60,11 +66,8 @@ impl Trade {
         Ok(())
     }
 
-    /// Step 2 is done: tells so, and waits for step 3.
-    async fn await_ehash(&mut self, ehash: &LegPlan) -> Result<Stage, SettleError> {
-        let proofs = self.record.locked.clone();
-        self.send(&Message::Locked { leg: Leg::Sats, proofs }).await;
-        self.report(2).await?;
+    /// Waits for step 3, and checks it.
+    pub(super) async fn await_ehash(&mut self, ehash: &LegPlan) -> Result<Stage, SettleError> {
         let until = self.timing().claim_until(self.terms.at);
         let Some(handed) = self.their_lock(Leg::Ehash, until).await else {
             let why = self.unheard("the seller has not locked the ehash in time");
@@ -98,7 +101,10 @@ impl Trade {
     }
 
     /// Step 4: shows the preimage, and not later than it is safe.
-    async fn claim_ehash(&mut self, ehash: &LegPlan) -> Result<Result<(), String>, SettleError> {
+    pub(super) async fn claim_ehash(
+        &mut self,
+        ehash: &LegPlan,
+    ) -> Result<Result<(), String>, SettleError> {
         let opened = ehash.lock.open(ehash.net, &ehash.place.keyset, &self.record.got);
         let Ok(proofs) = opened else { return Ok(Err("the ehash does not open".to_owned())) };
         let until = self.timing().claim_until(self.terms.at);
@@ -147,9 +153,9 @@ impl Trade {
         }
     }
 
-    async fn bought(&mut self) -> Result<End, SettleError> {
+    pub(super) async fn bought(&mut self) -> Result<End, SettleError> {
         let preimage = self.keys.preimage();
-        self.send(&Message::Claimed { preimage }).await;
+        self.send(Message::Claimed { preimage });
         self.report(4).await?;
         self.report(6).await?;
         Ok(End::Completed)
@@ -170,6 +176,7 @@ impl Trade {
             Err(LegFault::Settle(error)) => return Err(error),
             Err(LegFault::Refused(why)) => return Ok(End::Lost { why }),
         };
+        let mut pause = 1;
         loop {
             match self.take_back(sats, proofs.clone()).await {
                 Ok(()) => return Ok(End::Refunded { why }),
@@ -184,7 +191,8 @@ impl Trade {
                 Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
                 Err(LegFault::Settle(error)) => return Err(error),
             }
-            self.sleep_until(self.now() + 2).await;
+            self.sleep_until(self.now() + pause).await;
+            pause = (pause * 2).min(AGAIN_SECS);
         }
     }
 

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use cdk::nuts::{
-    CheckStateRequest, HTLCWitness, Proofs, ProofsMethods, SecretKey, State, SwapRequest, Witness,
+    CheckStateRequest, HTLCWitness, KeySet, Proofs, ProofsMethods, SecretKey, State, SwapRequest,
+    Witness,
 };
-use hashpit_nips::eh06::{self, HtlcLock, Leg, LockedProof};
+use cdk::wallet::KeysetLoadPolicy;
+use hashpit_nips::eh06::{self, HtlcLock, LockedProof};
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
@@ -21,7 +23,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// What is to be locked, where, and under which condition.
 #[derive(Clone)]
 pub(super) struct LegPlan {
-    pub(super) leg: Leg,
     pub(super) place: Place,
     pub(super) lock: HtlcLock,
     /// What its receiver gets, after the mint's fee for claiming it.
@@ -63,25 +64,37 @@ const JUNK: [u8; 32] = [0; 32];
 impl Trade {
     /// Locks our leg; the proofs that were locked before, if it was done.
     ///
-    /// Errors where the mint has refused: then nothing is locked, and what was
-    /// reserved is free.
-    pub(super) async fn lock(&mut self, plan: &LegPlan) -> Result<Proofs, LegFault> {
+    /// Errors where the mint has refused, or has not done it by `until`: then nothing
+    /// is locked, and what was reserved is free.
+    pub(super) async fn lock(&mut self, plan: &LegPlan, until: u64) -> Result<Proofs, LegFault> {
         if !self.record.locked.is_empty() {
             return self.own_proofs(plan);
         }
         let amounts = eh06::amounts(plan.net, &plan.place.keyset);
         let amounts = amounts.map_err(|error| LegFault::Refused(error.to_string()))?;
         let given = self.keys.locked(&plan.lock, &amounts);
-        if let Some(proofs) = self.locked_before(plan, &given).await? {
+        if self.record.recovered
+            && let Some(proofs) = self.locked_before(plan, &given).await?
+        {
             return self.note_locked(proofs, plan).await;
         }
         let (name, operation) = (self.record.swap("lock"), self.record.operation());
         let (wallet, place) = (self.shared.wallet.clone(), plan.place.clone());
-        let planned = wallet.plan_payment(&name, operation, &place.cdk, &place.keyset, given);
+        let planned =
+            wallet.plan_payment(&name, operation, &place.cdk, &place.keyset, given.clone());
         let swap = self.shared.probe.around("write lock", planned).await?;
         let request = swap.request(&wallet)?;
-        match self.carry_out("lock", &swap, &request, &place).await {
-            Ok(mut proofs) => {
+        let done = match self.carry_out("lock", &swap, &request, &place, until).await {
+            // The last request may have been carried out all the same.
+            Ok(None) => match self.locked_before(plan, &given).await? {
+                Some(_) => self.carry_out("lock", &swap, &request, &place, u64::MAX).await,
+                None => Err(LegFault::Refused("it is too late to lock anything".to_owned())),
+            },
+            done => done,
+        };
+        match done {
+            Ok(proofs) => {
+                let mut proofs = proofs.unwrap_or_default();
                 proofs.truncate(amounts.len());
                 self.note_locked(proofs, plan).await
             }
@@ -93,15 +106,12 @@ impl Trade {
         }
     }
 
-    /// On another machine a lock may have been made that this one has no record of.
+    /// What the mint has signed of a lock; waits for it as long as it takes.
     async fn locked_before(
         &self,
         plan: &LegPlan,
         given: &[crate::wallet::Given],
     ) -> Result<Option<Proofs>, LegFault> {
-        if !self.record.recovered {
-            return Ok(None);
-        }
         let keyset = &plan.place.keyset;
         let outputs: Result<Vec<_>, _> = given.iter().map(|it| it.blind(keyset.id)).collect();
         let (outputs, mint) = (outputs?, plan.place.mint());
@@ -236,23 +246,27 @@ impl Trade {
         preimage: &[u8; 32],
         until: u64,
     ) -> Result<bool, LegFault> {
-        let (name, wallet) = (self.record.swap(what), self.shared.wallet.clone());
-        let place = &plan.place;
-        let planned = wallet.plan_receipt(&name, &place.cdk, &place.keyset, proofs);
-        let swap = self.shared.probe.around(&format!("write {what}"), planned).await?;
+        let name = self.record.swap(what);
+        let planned = self.plan_spend(&name, plan, &proofs);
+        let planned = self.shared.probe.around(&format!("write {what}"), planned).await?;
+        let (mut swap, mut place) = planned;
         if swap.is_done() {
             return Ok(true);
         }
-        let mut request = swap.request(&wallet)?;
-        sign(&mut request, self.keys.cashu(), plan.lock.sig_all, preimage)?;
         let mut pause = PAUSE.0;
         while self.now() < until {
-            match self.carry_out_once(what, &swap, &request, place).await {
+            let mut request = swap.request(&self.shared.wallet)?;
+            sign(&mut request, self.keys.cashu(), plan.lock.sig_all, preimage)?;
+            match self.carry_out_once(what, &swap, &request, &place).await {
                 Ok(Some(_)) => return Ok(true),
                 Ok(None) => self.note_withheld(what, plan, &request).await,
                 Err(LegFault::Refused(why)) => {
                     self.note_withheld(what, plan, &request).await;
-                    return Err(LegFault::Refused(why));
+                    if !self.plan_anew(&name, plan, &swap, &proofs).await? {
+                        return Err(LegFault::Refused(why));
+                    }
+                    (swap, place) = self.plan_spend(&name, plan, &proofs).await?;
+                    continue;
                 }
                 Err(error) => return Err(error),
             }
@@ -262,22 +276,73 @@ impl Trade {
         Ok(false)
     }
 
-    /// Asks the mint for a swap until it has answered.
-    async fn carry_out(
+    /// A swap of a leg's proofs for the wallet's own, and where it is signed: by the
+    /// leg's keyset, or by that of a plan made anew.
+    async fn plan_spend(
+        &self,
+        name: &str,
+        plan: &LegPlan,
+        proofs: &Proofs,
+    ) -> Result<(Swap, Place), LegFault> {
+        let (wallet, place) = (&self.shared.wallet, &plan.place);
+        let swap =
+            wallet.plan_receipt(name, &place.cdk, &place.keyset, proofs.clone()).await?;
+        if swap.is_done() || swap.keyset() == place.keyset.id {
+            return Ok((swap, place.clone()));
+        }
+        let keysets = place.cdk.keysets(KeysetLoadPolicy::CacheThenNetwork).await;
+        let keysets = keysets.map_err(|error| LegFault::Refused(error.to_string()))?;
+        let signs = keysets.into_iter().find(|keyset| keyset.id == swap.keyset());
+        let signs = signs.ok_or_else(|| LegFault::Refused("the mint hides a keyset".to_owned()))?;
+        Ok((swap, Place { keyset: signs, ..place.clone() }))
+    }
+
+    /// Plans a refused swap anew, if its keyset signs no more: a mint may change it
+    /// at any time. False if that is not why it was refused.
+    async fn plan_anew(
+        &self,
+        name: &str,
+        plan: &LegPlan,
+        refused: &Swap,
+        proofs: &Proofs,
+    ) -> Result<bool, LegFault> {
+        let place = &plan.place;
+        let Ok(keysets) = place.cdk.keysets(KeysetLoadPolicy::Refresh).await else {
+            return Ok(false);
+        };
+        let of = |id| keysets.iter().find(|keyset| keyset.id == id);
+        let signs_no_more = of(refused.keyset()).is_some_and(|it| it.active == Some(false));
+        let active = keysets.iter().find(|it| it.active == Some(true) && it.unit == place.cdk.unit);
+        let Some(active) = active.filter(|it| signs_no_more && it.verify_id().is_ok()) else {
+            return Ok(false);
+        };
+        // What a swap costs follows from the keyset of its inputs.
+        let input_fee_ppk = place.keyset.input_fee_ppk;
+        let costing = KeySet { input_fee_ppk, ..active.clone() };
+        let wallet = &self.shared.wallet;
+        wallet.forget_swaps(name).await?;
+        wallet.plan_receipt(name, &place.cdk, &costing, proofs.clone()).await?;
+        Ok(true)
+    }
+
+    /// Asks the mint for a swap until it has answered, or a time has passed.
+    pub(super) async fn carry_out(
         &self,
         what: &str,
         swap: &Swap,
         request: &SwapRequest,
         place: &Place,
-    ) -> Result<Proofs, LegFault> {
+        until: u64,
+    ) -> Result<Option<Proofs>, LegFault> {
         let mut pause = PAUSE.0;
-        loop {
+        while self.now() < until {
             if let Some(proofs) = self.carry_out_once(what, swap, request, place).await? {
-                return Ok(proofs);
+                return Ok(Some(proofs));
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
+        Ok(None)
     }
 
     /// Asks the mint for a swap; `None` where it has to be asked again.

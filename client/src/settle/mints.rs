@@ -12,11 +12,11 @@ use cdk::mint_url::MintUrl;
 use cdk::nuts::{CurrencyUnit, Id, KeySet, MintInfo, PublicKey as MintKey};
 use cdk::wallet::MintConnector;
 use cdk::{Error, Wallet as CdkWallet};
-use hashpit_nips::eh01::EpochKeyset;
 use nostr_sdk::Timestamp;
 use tokio::sync::Mutex;
 
 use super::SettleError;
+use super::record::Honoured;
 use crate::wallet::Wallet;
 
 /// A unit at a mint, and the keyset that signs there.
@@ -135,16 +135,16 @@ impl Mints {
     }
 
     /// Where an epoch's ehash is locked, as its pool has announced.
-    pub(super) async fn ehash_place(&self, epoch: &EpochKeyset) -> Result<Place, PlaceError> {
-        let unit = epoch.keyset.unit.clone();
+    pub(super) async fn ehash_place(&self, ehash: &Honoured) -> Result<Place, PlaceError> {
+        let unit = ehash.keyset.unit.clone();
         let mut known = self.known.lock().await;
-        let named = (epoch.mint.clone(), Some(epoch.keyset.id));
+        let named = (ehash.mint.clone(), Some(ehash.keyset.id));
         if let Some(place) = known.places.get(&named) {
             return Ok(place.clone());
         }
-        let cdk = Arc::new(self.wallet.trading_cdk(&epoch.mint, &unit).await?);
+        let cdk = Arc::new(self.wallet.trading_cdk(&ehash.mint, &unit).await?);
         let info = able(&cdk, Some(&unit)).await?;
-        let place = checked(Place::new(cdk, epoch.keyset.clone(), &info), &unit)?;
+        let place = checked(Place::new(cdk, ehash.keyset.clone(), &info), &unit)?;
         known.places.insert(named, place.clone());
         Ok(place)
     }

@@ -10,28 +10,37 @@
 //! | `offer` | what our own offers bind us to |
 //! | `buyer`, `seller` | the two scripts |
 //! | `legs` | a leg at its mint: lock, check, claim, take back |
+//! | `lightning` | the sats by Lightning instead |
 //! | `mints` | keysets, and which sat mints are trusted |
 //! | `sig_all` | whether a mint knows `SIG_ALL`, tried out |
 //! | [`Evidence`] | proof that a mint has taken tokens and keeps what it owes |
 //! | `post` | messages in NIP-59 wraps, and reports to the exchange |
+//! | [`Watchtower`], `watched` | claims that somebody else may finish |
+//! | [`Step`], [`LegView`] | a trade as its user is told of it |
+//! | [`obstacles`] | what would keep an offer's fills from being settled |
 //! | `keys` | everything secret, derived |
 //!
 //! A script may be left at any await, by a kill or a lost machine, and is begun
 //! anew: each step first looks at what its record says was done.
 
+mod account;
 mod agree;
 mod buyer;
 mod evidence;
 mod keys;
 mod legs;
+mod lightning;
 mod mints;
 mod offer;
 mod post;
+mod ready;
 mod record;
 mod seller;
 mod settler;
 mod sig_all;
+mod tower;
 mod trade;
+mod watched;
 
 use std::fmt;
 use std::future::Future;
@@ -41,15 +50,18 @@ use std::sync::Arc;
 use cdk::mint_url::MintUrl;
 use hashpit_mailbox::MailboxError;
 pub use hashpit_nips::eh06::Timing;
-use nostr_sdk::Timestamp;
+use nostr_sdk::{PublicKey, Timestamp};
 use serde::Deserialize;
 
 use crate::trade::TradeError;
 use crate::wallet::WalletError;
 
+pub use account::{LegView, Step, Whose};
 pub use evidence::{Evidence, Verdict, verify};
-pub use record::{End, Record, Role, Stage, Wish};
-pub use settler::{Progress, Settler, wish};
+pub use ready::{Obstacle, obstacles};
+pub use record::{End, Record, Role, Stage, Watched, Wish};
+pub use settler::{Change, Progress, Settler, wish};
+pub use tower::{TowerProgress, Watchtower};
 
 /// Why trades cannot be settled.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +104,8 @@ pub struct Limits {
     pub min_trade_sats: u64,
     /// Mints whose sats are taken, besides those that the wallet has used.
     pub mints: Vec<MintUrl>,
+    /// Watchtowers that may finish a claim of ours while we are away.
+    pub watchers: Vec<PublicKey>,
 }
 
 impl Default for Limits {
@@ -101,6 +115,7 @@ impl Default for Limits {
             max_counterparty_sats: 200_000,
             min_trade_sats: 1,
             mints: Vec::new(),
+            watchers: Vec::new(),
         }
     }
 }

@@ -7,7 +7,7 @@ use hashpit_mailbox::MailboxError;
 use hashpit_nips::eh04::{Action, Command};
 use hashpit_nips::eh06::Message;
 use nostr_sdk::nips::nip59::UnwrappedGift;
-use nostr_sdk::{Event, EventBuilder, EventId, Keys, PublicKey, Tag, Timestamp};
+use nostr_sdk::{Event, EventBuilder, EventId, Keys, PublicKey, Tag, Timestamp, UnsignedEvent};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
@@ -69,6 +69,21 @@ impl Shared {
         let wrap = EventBuilder::gift_wrap(from, &to, rumor, [expires]).await;
         let wrap = wrap.expect("keys that we hold seal anything below NIP-44's limit");
         self.publish(&wrap).await
+    }
+
+    /// Hands something to a watchtower; why no relay has stored it.
+    pub(super) async fn hand(
+        &self,
+        from: &Keys,
+        to: PublicKey,
+        rumor: UnsignedEvent,
+        expires: Timestamp,
+    ) -> Result<(), String> {
+        let wrap = EventBuilder::gift_wrap(from, &to, rumor, [Tag::expiration(expires)]).await;
+        // A claim of many proofs may exceed what NIP-44 holds.
+        let wrap = wrap.map_err(|error| error.to_string())?;
+        let sent = self.probe.around("send watch", self.publish(&wrap)).await;
+        sent.map_err(|error| error.to_string())
     }
 
     /// Tells the exchange that a step is done; whether a relay has stored that.

@@ -1,5 +1,7 @@
 //! A trade as it is kept: written before anything leaves that depends on it.
 
+use cdk::mint_url::MintUrl;
+use cdk::nuts::KeySet;
 use hashpit_nips::eh05::Match;
 use hashpit_nips::eh06::{Keys, LockedProof};
 use hashpit_nips::{HashUnits, Sats};
@@ -81,6 +83,22 @@ pub enum Wish {
     Refund,
 }
 
+/// Whether somebody else could claim the sats while the seller is away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Watched {
+    /// A relay has a claim for each of these watchtowers.
+    By {
+        /// Their keys.
+        watchers: Vec<PublicKey>,
+    },
+    /// Nobody could.
+    Nobody {
+        /// Why.
+        why: String,
+    },
+}
+
 /// A trade, and what has become of it.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,6 +114,8 @@ pub struct Record {
     pub(super) mine: Option<Keys>,
     /// What the other trader brings.
     pub(super) theirs: Option<Keys>,
+    /// Where the ehash is honoured, as its pool announced it.
+    pub(super) ehash: Option<Honoured>,
     /// The other leg as it was locked for us, checked.
     pub(super) got: Vec<LockedProof>,
     /// Our leg as we locked it.
@@ -111,8 +131,19 @@ pub struct Record {
     pub(super) wish: Option<Wish>,
     /// It was found on relays: what was asked of the mints before is not known.
     pub(super) recovered: bool,
+    /// The seller's: who watches.
+    #[serde(default)]
+    pub(super) watched: Option<Watched>,
     /// When it last changed, in seconds of the Unix epoch.
     pub(super) changed: u64,
+}
+
+/// A mint and its keyset: with it a trade goes on while every relay is away.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Honoured {
+    pub(super) mint: MintUrl,
+    pub(super) keyset: KeySet,
 }
 
 impl Record {
@@ -124,6 +155,7 @@ impl Record {
             stage: Stage::Agreeing,
             mine: None,
             theirs: None,
+            ehash: None,
             got: Vec::new(),
             locked: Vec::new(),
             invoice: None,
@@ -131,6 +163,7 @@ impl Record {
             reported: 0,
             wish: None,
             recovered: false,
+            watched: None,
             changed: 0,
         }
     }
@@ -157,6 +190,11 @@ impl Record {
         }
     }
 
+    /// The exchange that matched it.
+    pub fn exchange(&self) -> PublicKey {
+        self.terms().market.exchange
+    }
+
     /// Sats that change hands.
     pub fn sats(&self) -> Sats {
         self.terms().msats().expect("checked when it was decoded").in_sats()
@@ -165,6 +203,15 @@ impl Record {
     /// Ehash that changes hands.
     pub fn units(&self) -> HashUnits {
         self.terms().units
+    }
+
+    /// SHA-256 of the buyer's preimage, once it is told.
+    pub fn hash(&self) -> Option<[u8; 32]> {
+        let keys = match self.role {
+            Role::Seller => self.theirs.as_ref(),
+            Role::Buyer => self.mine.as_ref(),
+        };
+        Some(keys?.pays.as_ref()?.hash)
     }
 
     /// True once nothing is left to do.

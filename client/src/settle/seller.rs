@@ -6,6 +6,7 @@ use tracing::{debug, warn};
 
 use super::SettleError;
 use super::agree::Agreed;
+use super::buyer::AGAIN_SECS;
 use super::keys::sha256;
 use super::legs::{LegFault, LegPlan, LegState};
 use super::record::{End, Stage};
@@ -21,30 +22,42 @@ impl Trade {
             Ok(agreed) => agreed,
             Err(why) => return self.void(why).await,
         };
-        let Agreed { ehash, sats: Some(sats) } = agreed else {
-            return self.void("Lightning is not set up here".to_owned()).await;
-        };
+        let end = self.sell_for(&agreed).await?;
+        if agreed.sats.is_none() && end != End::Completed {
+            self.cancel_invoice(&agreed.ehash).await;
+        }
+        Ok(end)
+    }
+
+    async fn sell_for(&mut self, Agreed { ehash, sats }: &Agreed) -> Result<End, SettleError> {
         if self.record.stage == Stage::Agreeing {
-            if let Err(why) = self.await_sats(&sats).await? {
+            let paid = match sats {
+                Some(sats) => self.await_sats(sats).await?,
+                None => self.await_payment(ehash).await?,
+            };
+            if let Err(why) = paid {
                 return self.void(why).await;
             }
             self.enter(Stage::Locking).await?;
         }
         if self.record.stage == Stage::Locking {
-            match self.lock(&ehash).await {
+            match self.lock(ehash, self.due(self.timing().ehash)).await {
                 Ok(_) => self.enter(Stage::Waiting).await?,
                 Err(LegFault::Refused(why)) => return self.void(why).await,
                 Err(LegFault::Settle(error)) => return Err(error),
             }
         }
         if self.record.stage == Stage::Waiting {
-            match self.await_preimage(&ehash).await? {
+            match self.await_preimage(ehash, sats.as_ref()).await? {
                 Ok(preimage) => self.record.preimage = Some(preimage),
                 Err(end) => return Ok(end),
             }
             self.enter(Stage::Claiming).await?;
         }
-        self.claim_sats(&sats).await
+        match sats {
+            Some(sats) => self.claim_sats(sats).await,
+            None => self.settle_invoice(ehash).await,
+        }
     }
 
     /// Waits for step 2, checks it, and whether the ehash may be locked.
@@ -72,6 +85,7 @@ impl Trade {
     async fn await_preimage(
         &mut self,
         ehash: &LegPlan,
+        sats: Option<&LegPlan>,
     ) -> Result<Result<[u8; 32], End>, SettleError> {
         let proofs = match self.own_proofs(ehash) {
             Ok(proofs) => proofs,
@@ -79,7 +93,8 @@ impl Trade {
             Err(LegFault::Settle(error)) => return Err(error),
         };
         let handed = self.record.locked.clone();
-        self.send(&Message::Locked { leg: Leg::Ehash, proofs: handed }).await;
+        self.have_watched(ehash, &proofs, sats).await?;
+        self.send(Message::Locked { leg: Leg::Ehash, proofs: handed });
         self.report(3).await?;
         let mut pause = ASK.0;
         while self.now() <= ehash.lock.locktime {
@@ -94,6 +109,7 @@ impl Trade {
                 Err(error) => debug!(%error, "the mint does not answer"),
             }
         }
+        let mut pause = 1;
         loop {
             match self.take_back(ehash, proofs.clone()).await {
                 Ok(()) => return Ok(Err(refunded())),
@@ -106,7 +122,8 @@ impl Trade {
                 Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
                 Err(LegFault::Settle(error)) => return Err(error),
             }
-            self.sleep_until(self.now() + 2).await;
+            self.sleep_until(self.now() + pause).await;
+            pause = (pause * 2).min(AGAIN_SECS);
         }
     }
 
@@ -130,6 +147,7 @@ impl Trade {
         let Some(preimage) = self.record.preimage else { return lost("the preimage is not known") };
         let opened = sats.lock.open(sats.net, &sats.place.keyset, &self.record.got);
         let Ok(proofs) = opened else { return lost("the sats do not open any more") };
+        let mut pause = 1;
         loop {
             match self.claim(sats, proofs.clone(), &preimage).await {
                 Ok(()) => break,
@@ -140,12 +158,16 @@ impl Trade {
                 Ok(LegState::TakenBack) => {
                     return lost("the buyer has taken the sats back after their locktime");
                 }
-                // By a watchtower, or by another machine of ours.
-                Ok(LegState::Claimed(_)) => break,
+                Ok(LegState::Claimed(_)) => match self.gather(sats, &proofs).await {
+                    Ok(()) => break,
+                    Err(LegFault::Refused(why)) => return lost(&why),
+                    Err(LegFault::Settle(error)) => return Err(error),
+                },
                 Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
                 Err(LegFault::Settle(error)) => return Err(error),
             }
-            self.sleep_until(self.now() + 2).await;
+            self.sleep_until(self.now() + pause).await;
+            pause = (pause * 2).min(AGAIN_SECS);
         }
         self.report(5).await?;
         self.report(6).await?;

@@ -12,7 +12,7 @@ use hashpit_nips::eh05::{Match, Settlement};
 use hashpit_nips::eh06::Timing;
 use hashpit_nips::kind;
 use nostr_sdk::{Event, EventId, Filter, Keys, Kind, PublicKey, Timestamp};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use super::post::{self, Incoming};
 use super::record::{End, Record, Role, Stage, Wish};
 use super::trade::{Note, Trade};
 use super::{Clock, Limits, Probe, SettleError};
+use crate::nwc::Nwc;
 use crate::trade::Exchange;
 use crate::wallet::{NAMESPACE, Wallet};
 
@@ -31,6 +32,8 @@ use crate::wallet::{NAMESPACE, Wallet};
 const WISHES: Duration = Duration::from_secs(1);
 /// Notes that wait for one trade.
 const QUEUE: usize = 64;
+/// Changes that wait to be shown; whoever falls behind misses the oldest.
+const CHANGES: usize = 1024;
 /// Messages kept for matches that have not been heard of yet.
 const MAX_EARLY: usize = 512;
 const WISH_TABLE: &str = "wishes";
@@ -43,12 +46,18 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) mailbox: Mailbox,
     pub(super) mints: Mints,
+    /// The Lightning wallet, if there is one.
+    pub(super) nwc: Option<Nwc>,
     pub(super) limits: Limits,
     pub(super) timing: Timing,
     pub(super) clock: Clock,
     pub(super) probe: Probe,
     progress: watch::Sender<Progress>,
+    changes: broadcast::Sender<Change>,
 }
+
+/// A trade that has changed, and what it is now.
+pub type Change = (EventId, Stage);
 
 /// What a settler has done since it began.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,7 +89,7 @@ impl Settler {
         exchange: Exchange,
         limits: Limits,
     ) -> Result<Self, SettleError> {
-        let lock = lock(&wallet)?;
+        let lock = lock(&wallet, exchange.key())?;
         let keys = wallet.trade_keys();
         let mailbox = Mailbox::connect(keys.clone(), exchange.relays()).await?;
         let mints = Mints::new(wallet.clone(), limits.mints.clone());
@@ -90,13 +99,22 @@ impl Settler {
             keys,
             mailbox,
             mints,
+            nwc: None,
             limits,
             timing: Timing::EH06,
             clock: Clock::default(),
             probe: Probe::default(),
             progress: watch::Sender::new(Progress::default()),
+            changes: broadcast::Sender::new(CHANGES),
         };
         Ok(Self { shared, _lock: lock })
+    }
+
+    /// This settler, with a Lightning wallet.
+    #[must_use]
+    pub fn with_lightning(mut self, nwc: Nwc) -> Self {
+        self.shared.nwc = Some(nwc);
+        self
     }
 
     /// This settler, by other deadlines and locktimes than the draft's. Both sides
@@ -126,6 +144,20 @@ impl Settler {
         self.shared.progress.subscribe()
     }
 
+    /// Every change of a trade, as long as they are read.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.shared.changes.subscribe()
+    }
+
+    /// True if a process settles this wallet's trades at an exchange.
+    pub fn is_running(wallet: &Wallet, exchange: PublicKey) -> Result<bool, SettleError> {
+        match lock(wallet, exchange) {
+            Ok(_) => Ok(false),
+            Err(SettleError::Busy) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Settles until stopped. Every trade can be left at any moment, and is taken
     /// up by the next run.
     pub async fn run(self, stop: CancellationToken) -> Result<(), SettleError> {
@@ -146,9 +178,10 @@ pub async fn wish(wallet: &Wallet, of: EventId, wish: Wish) -> Result<(), Settle
     Ok(wallet.store.kv_write(NAMESPACE, WISH_TABLE, &of.to_hex(), &bytes).await?)
 }
 
-/// One settler at a time; the kernel releases the lock if the process dies.
-fn lock(wallet: &Wallet) -> Result<File, SettleError> {
-    let path = wallet.dir().join("trades.lock");
+/// One settler of a wallet's trades at an exchange at a time; the kernel releases
+/// the lock if the process dies.
+fn lock(wallet: &Wallet, exchange: PublicKey) -> Result<File, SettleError> {
+    let path = wallet.dir().join(format!("trades-{}.lock", &exchange.to_hex()[..16]));
     let failed = |source| crate::wallet::WalletError::Directory { path: path.clone(), source };
     let file = File::create(&path).map_err(failed)?;
     match file.try_lock() {
@@ -178,7 +211,7 @@ impl Desk {
             let _ = self.shared.lot(market.epoch).await;
         }
         for record in self.shared.wallet.trades().await? {
-            if !record.is_over() {
+            if !record.is_over() && record.exchange() == self.shared.exchange.key() {
                 self.start(record);
             }
         }
@@ -311,8 +344,10 @@ impl Desk {
         for key in store.kv_list(NAMESPACE, WISH_TABLE).await? {
             let told = store.kv_read(NAMESPACE, WISH_TABLE, &key).await?;
             let wish = told.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            // Others are for the settler of another exchange, or for later.
             let trade = EventId::from_hex(&key).ok().and_then(|of| self.trades.get(&of));
-            if let (Some(trade), Some(wish)) = (trade, wish) {
+            let Some(trade) = trade else { continue };
+            if let Some(wish) = wish {
                 let _ = trade.try_send(Note::Wish(wish));
             }
             store.kv_remove(NAMESPACE, WISH_TABLE, &key).await?;
@@ -326,6 +361,8 @@ impl Shared {
     pub(super) fn changed(&self, record: &Record) {
         let last = Some((record.id(), record.stage.clone()));
         self.progress.send_modify(|progress| progress.last = last);
+        // Nobody may be looking.
+        let _ = self.changes.send((record.id(), record.stage.clone()));
     }
 
     /// Notes an epoch in the wallet; false if its pool has shown another keyset for

@@ -8,6 +8,7 @@ use hashpit_nips::eh05::Match;
 use hashpit_nips::eh06::{Message, Timing};
 use nostr_sdk::PublicKey;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::info;
 
@@ -21,6 +22,9 @@ use super::settler::Shared;
 const MAX_HELD: usize = 32;
 /// Longest that a message is waited for before the clock is looked at again.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long a trade that is over waits for relays to store its last messages.
+const LAST_POSTS: Duration = Duration::from_secs(5);
 
 /// What is told to a trade.
 #[derive(Debug)]
@@ -37,13 +41,15 @@ pub(super) struct Trade {
     pub(super) keys: TradeKeys,
     inbox: mpsc::Receiver<Note>,
     held: VecDeque<Incoming>,
+    /// What goes on beside: messages, and a payment by Lightning.
+    pub(super) posts: JoinSet<()>,
 }
 
 impl Trade {
     pub(super) fn new(shared: Arc<Shared>, record: Record, inbox: mpsc::Receiver<Note>) -> Self {
         let keys = TradeKeys::new(&shared.keys, record.id());
         let terms = record.terms();
-        Self { shared, record, terms, keys, inbox, held: VecDeque::new() }
+        Self { shared, record, terms, keys, inbox, held: VecDeque::new(), posts: JoinSet::new() }
     }
 
     /// Drives the trade to its end.
@@ -53,6 +59,11 @@ impl Trade {
             Role::Seller => self.sell().await?,
         };
         info!(trade = %self.record.id(), ?end, "trade over");
+        self.post().await;
+        if !matches!(end, End::Lost { .. }) {
+            self.record.got.clear();
+            self.record.locked.clear();
+        }
         self.enter(Stage::Over { end }).await?;
         self.shared.wallet.forget_swaps(&self.record.id().to_hex()).await?;
         Ok(self.record)
@@ -88,10 +99,18 @@ impl Trade {
         self.save("stage").await
     }
 
-    /// Sends a message under the trade's key.
-    pub(super) async fn send(&self, message: &Message) {
-        let (from, to) = (self.keys.keys(), self.record.counterparty());
-        self.shared.send(&from, to, self.record.id(), message).await;
+    /// Sends a message under the trade's key, beside what the trade does next: money
+    /// must not wait for a relay.
+    pub(super) fn send(&mut self, message: Message) {
+        let (shared, from) = (self.shared.clone(), self.keys.keys());
+        let (to, of) = (self.record.counterparty(), self.record.id());
+        self.posts.spawn(async move { shared.send(&from, to, of, &message).await });
+    }
+
+    /// Waits, but not for long, until what was sent is stored.
+    async fn post(&mut self) {
+        let posted = async { while self.posts.join_next().await.is_some() {} };
+        let _ = timeout(LAST_POSTS, posted).await;
     }
 
     /// Tells the exchange of a step, once; and of those before, that it could not
@@ -169,14 +188,8 @@ impl Trade {
     /// Ends a trade in which nothing of ours is locked.
     pub(super) async fn void(&mut self, why: String) -> Result<End, SettleError> {
         if self.record.mine.is_some() {
-            self.send_abort(why.clone()).await;
+            self.send(Message::Abort { reason: why.clone() });
         }
         Ok(End::Void { why })
-    }
-
-    /// Best effort: the other trader would find out by the deadlines.
-    async fn send_abort(&self, reason: String) {
-        let message = Message::Abort { reason };
-        let _ = timeout(Duration::from_secs(5), self.send(&message)).await;
     }
 }

@@ -7,21 +7,22 @@ use std::time::Duration;
 use hashpit_mailbox::Mailbox;
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh04::{ExchangeInfo, Market, MarketId, MarketState};
-use hashpit_nips::eh05::{Checkpoint, Match, Settlement};
+use hashpit_nips::eh05::{Checkpoint, Match};
 use hashpit_nips::{EpochId, HashUnits, kind};
 use nostr_sdk::filter::MatchEventOptions;
 use nostr_sdk::{
     Alphabet, Event, EventId, Filter, Keys, PublicKey, RelayUrl, SingleLetterTag, Timestamp,
 };
 
-use super::{Book, BookFeed, Reputation, TradeError, TradeFeed};
+use super::tape::first_words;
+use super::{Book, BookFeed, Reputation, TradeError};
 
 /// How long relays may take to connect and to tell what they have.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Events asked for at once, which every relay gives, and how often: 10,000 events
 /// of one trader are years of work, or spam.
-const PAGE: usize = 200;
-const PAGES: usize = 50;
+pub(super) const PAGE: usize = 200;
+pub(super) const PAGES: usize = 50;
 /// Relays of an exchange's own that are used; its info could name any number.
 const MAX_RELAYS: usize = 8;
 
@@ -169,20 +170,18 @@ impl Exchange {
         Ok(BookFeed { book, checkpoints, changes })
     }
 
-    /// The newest `limit` trades of a market, newest first.
+    /// The newest `limit` matches of a market, newest first, whatever became of them.
     pub async fn trades(&self, epoch: EpochId, limit: usize) -> Result<Vec<Trade>, TradeError> {
-        let filter = self.of_market(epoch).kind(kind::MATCH).limit(limit);
-        let mut trades: Vec<_> = self.ask(filter).await?.iter().filter_map(Trade::read).collect();
+        let filter = self.of_market(epoch).kind(kind::MATCH);
+        let events = if limit <= PAGE {
+            self.ask(filter.limit(limit)).await?
+        } else {
+            self.ask_most(filter, limit).await?
+        };
+        let mut trades: Vec<_> = events.iter().filter_map(Trade::read).collect();
         trades.sort_by_key(|trade| std::cmp::Reverse((trade.terms.seq, trade.terms.index)));
         trades.truncate(limit);
         Ok(trades)
-    }
-
-    /// Trades of a market from now on, and those of the last seconds that were not
-    /// asked for before.
-    pub async fn follow_trades(&self, epoch: EpochId) -> Result<TradeFeed, TradeError> {
-        let filter = self.of_market(epoch).kind(kind::MATCH).since(Timestamp::now() - PATIENCE);
-        Ok(TradeFeed { inbox: self.mailbox.subscribe(filter.clone()).await?, filter })
     }
 
     /// How `trader` has settled on this exchange, counted anew from its public
@@ -192,9 +191,7 @@ impl Exchange {
         let matches = self.ask_all(of_trader.clone().kind(kind::MATCH)).await?;
         let matches: Vec<_> = matches.iter().filter_map(Trade::read).collect();
         let settled = self.ask_all(of_trader.kind(kind::SETTLEMENT)).await?;
-        let settled: Vec<_> =
-            settled.iter().filter_map(|event| Settlement::decode(event).ok()).collect();
-        Ok(Reputation::of(trader, &matches, &settled))
+        Ok(Reputation::of(trader, &matches, &first_words(settled.iter())))
     }
 
     /// Closes the connections.
@@ -202,12 +199,16 @@ impl Exchange {
         self.mailbox.close().await;
     }
 
-    fn checkpoints(&self, epoch: EpochId) -> Filter {
+    pub(super) fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+
+    pub(super) fn checkpoints(&self, epoch: EpochId) -> Filter {
         let filter = Filter::new().author(self.key).kind(kind::CHECKPOINT);
         filter.identifier(epoch.to_string())
     }
 
-    fn of_market(&self, epoch: EpochId) -> Filter {
+    pub(super) fn of_market(&self, epoch: EpochId) -> Filter {
         let a = SingleLetterTag::lowercase(Alphabet::A);
         Filter::new().author(self.key).custom_tag(a, self.id_of(epoch).to_string())
     }
@@ -226,8 +227,13 @@ impl Exchange {
 
     /// As [`Exchange::ask`], without a relay's limit.
     pub(super) async fn ask_all(&self, filter: Filter) -> Result<Vec<Event>, TradeError> {
+        self.ask_most(filter, PAGE * PAGES).await
+    }
+
+    /// As [`Exchange::ask`], the newest `most` at least, if there are so many.
+    async fn ask_most(&self, filter: Filter, most: usize) -> Result<Vec<Event>, TradeError> {
         let mut until = Timestamp::from(u64::from(u32::MAX));
-        for _ in 0..PAGES {
+        for _ in 0..most.div_ceil(PAGE).clamp(1, PAGES) {
             let page = self.ask(filter.clone().until(until).limit(PAGE)).await?;
             let mut times: Vec<_> = page.iter().map(|event| event.created_at).collect();
             times.sort_unstable_by(|a, b| b.cmp(a));

@@ -1,11 +1,15 @@
 //! A market as it goes on.
 
+use std::collections::HashMap;
+
 use hashpit_mailbox::{Arrival, Inbox};
-use hashpit_nips::eh05::{Checkpoint, Depth};
-use nostr_sdk::{Event, Filter};
+use hashpit_nips::eh04::MarketId;
+use hashpit_nips::eh05::{Checkpoint, Depth, Settlement};
+use nostr_sdk::{Event, EventId, Filter};
 
 use super::exchange::asked_for;
-use super::{Book, Trade};
+use super::tape::{Line, Stage};
+use super::{Book, Exchange, Trade};
 
 /// A subscription, and what it was made with.
 type Subscription = (Inbox, Filter);
@@ -48,26 +52,54 @@ impl BookFeed {
     }
 }
 
-/// Trades as they happen.
+/// Matches of a market as they happen, and what becomes of them.
 #[derive(Debug)]
-pub struct TradeFeed {
-    pub(super) inbox: Inbox,
-    pub(super) filter: Filter,
+pub struct TapeFeed<'a> {
+    pub(super) exchange: &'a Exchange,
+    pub(super) market: MarketId,
+    /// Matches that were told and have not ended.
+    pub(super) known: HashMap<EventId, Trade>,
+    pub(super) matches: Subscription,
+    pub(super) ends: Subscription,
 }
 
-impl TradeFeed {
-    /// Waits for the next trade; `None` once the connections are closed.
+impl TapeFeed<'_> {
+    /// Waits for the next match, or for one to end; `None` once the connections are
+    /// closed. A match that was made before comes with its end alone.
     ///
-    /// Cancel-safe.
-    pub async fn next(&mut self) -> Option<Trade> {
+    /// Cancel-safe, but for an end that is being looked up: [`Exchange::lines`] has it.
+    pub async fn next(&mut self) -> Option<Line> {
         loop {
-            if let Arrival::Event(event) = self.inbox.next().await?
-                && asked_for(&self.filter, &event)
-                && let Some(trade) = Trade::read(&event)
+            let arrived = tokio::select! {
+                arrived = arrival(&mut self.matches) => arrived?,
+                arrived = arrival(&mut self.ends) => arrived?,
+            };
+            if let Some(trade) = Trade::read(&arrived) {
+                self.known.insert(trade.id, trade.clone());
+                return Some(Line::new(trade));
+            }
+            // All markets' ends arrive.
+            if let Ok(settled) = Settlement::decode(&arrived)
+                && let Some(trade) = self.ended(settled.of).await
             {
-                return Some(trade);
+                return Some(Line { trade, stage: Stage::ended(&settled) });
             }
         }
+    }
+
+    /// The match that has ended, if it is this market's.
+    async fn ended(&mut self, id: EventId) -> Option<Trade> {
+        if let Some(trade) = self.known.remove(&id) {
+            return Some(trade);
+        }
+        let found = match self.exchange.trade(id).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%error, "a match that has ended was not found");
+                None
+            }
+        };
+        found.filter(|trade| trade.terms.market == self.market)
     }
 }
 

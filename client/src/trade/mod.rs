@@ -7,6 +7,8 @@
 //! | [`Trader`] | makes, amends and cancels offers, and waits for the journal's word |
 //! | [`Book`], [`BookFeed`] | a market's book, live |
 //! | [`OwnOffer`] | what became of a trader's offers |
+//! | [`Line`], [`TapeFeed`] | matches, and what becomes of them |
+//! | [`Tape`], [`Candle`], [`Ticker`] | prices, of completed matches |
 //! | [`Reputation`] | how a key has settled |
 //!
 //! Nothing is kept here: the journal is public, and what a trader has done is read
@@ -15,20 +17,24 @@
 //! for by, since a relay may send anything.
 
 mod book;
+mod candles;
 mod exchange;
 mod feed;
 mod offers;
 mod reputation;
+mod tape;
 mod trader;
 
 pub use book::Book;
+pub use candles::{Candle, Ticker};
 pub use exchange::{Exchange, Trade};
-pub use feed::{BookFeed, TradeFeed};
+pub use feed::{BookFeed, TapeFeed};
 use hashpit_mailbox::MailboxError;
 use hashpit_nips::eh04::DecodeError;
 use nostr_sdk::{EventId, PublicKey, ToBech32};
 pub use offers::{End, OwnOffer, Standing};
 pub use reputation::Reputation;
+pub use tape::{Line, Stage, Tape};
 pub use trader::{Answer, Trader};
 
 /// Why a trade command could not be carried out.

@@ -45,6 +45,10 @@ pub enum What {
     Received,
     /// A token taken out.
     Sent,
+    /// Sats from Lightning.
+    Deposited,
+    /// Sats to Lightning.
+    Withdrawn,
 }
 
 /// How an entry stands.
@@ -124,6 +128,9 @@ impl Wallet {
 impl From<Transaction> for Entry {
     fn from(transaction: Transaction) -> Self {
         let what = match transaction.direction {
+            // Only what was paid by or to a mint has a quote.
+            TransactionDirection::Outgoing if transaction.quote_id.is_some() => What::Withdrawn,
+            TransactionDirection::Incoming if transaction.quote_id.is_some() => What::Deposited,
             TransactionDirection::Outgoing => What::Sent,
             TransactionDirection::Incoming if transaction.metadata.contains_key(CLAIM) => {
                 What::Claimed

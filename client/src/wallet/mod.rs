@@ -10,6 +10,7 @@
 mod epoch;
 mod history;
 mod identity;
+mod lightning;
 mod lock;
 mod outbox;
 mod pools;
@@ -37,7 +38,7 @@ use cdk_sqlite::wallet::WalletSqliteDatabase;
 use hashpit_mailbox::MailboxError;
 use hashpit_nips::eh01::EpochState as Phase;
 use hashpit_nips::seed_file::{self, SeedFile, SeedFileError};
-use hashpit_nips::{EpochId, HashUnits, Seed};
+use hashpit_nips::{EpochId, HashUnits, Seed, eh07};
 use nostr_sdk::{PublicKey, RelayUrl};
 use serde::Serialize;
 
@@ -47,6 +48,7 @@ pub(crate) use epoch::{Applied, EpochState, NewBlanks};
 pub use history::{Entry, Status, What};
 use identity::Identity;
 pub use identity::account;
+pub use lightning::{Deposit, Deposited, Withdrawal, Withdrawn};
 use lock::Lock;
 pub use outbox::{Destination, Form, Outgoing};
 pub(crate) use outbox::{PaidOut, Terms};
@@ -153,6 +155,12 @@ pub enum WalletError {
         /// What was asked for.
         wanted: HashUnits,
     },
+    /// Not a Lightning invoice.
+    #[error("this is no Lightning invoice: {0}; paste the whole string that starts with lnbc")]
+    Invoice(String),
+    /// Nothing to withdraw.
+    #[error("this wallet holds no sats there; see `hashpit wallet balance`")]
+    NoSats,
     /// The unit must be named.
     #[error("the wallet holds several units; name one of them with --unit: {0}")]
     WhichUnit(String),
@@ -306,6 +314,14 @@ impl Wallet {
         &self.dir
     }
 
+    /// This wallet, with mints that it may ask as often as it needs. Others, unless
+    /// they are of a known pool or on this machine, are asked 20 times a minute.
+    #[must_use]
+    pub fn without_pacing(mut self, mints: Vec<MintUrl>) -> Self {
+        self.mints.unpaced = mints;
+        self
+    }
+
     /// The words that everything derives from.
     pub fn seed(&self) -> &Seed {
         &self.seed
@@ -440,29 +456,12 @@ impl Wallet {
     pub(crate) async fn cdk(&self, mint: &str, unit: &str) -> Result<CdkWallet, WalletError> {
         let invalid = |error: &dyn std::fmt::Display| WalletError::Token(error.to_string());
         let url: MintUrl = mint.parse().map_err(|error: cdk::mint_url::Error| invalid(&error))?;
-        let of_pool = unit.parse::<EpochId>().is_ok();
         let unit = CurrencyUnit::from_str(unit).map_err(|error| invalid(&error))?;
-        let wallet = self.builder(url, unit).await?;
+        let (builder, paced) = self.builder(url, unit).await?;
         // cdk paces itself to 20 requests a minute, for public sat mints that cap
-        // their clients; a pool's mint does not.
-        let wallet = if of_pool { wallet.without_rate_limiting() } else { wallet };
-        Ok(wallet.build()?)
-    }
-
-    async fn builder(
-        &self,
-        url: MintUrl,
-        unit: CurrencyUnit,
-    ) -> Result<WalletBuilder, WalletError> {
-        let pool = unit.to_string().parse::<EpochId>().ok().map(|epoch| epoch.pool);
-        Ok(WalletBuilder::new()
-            .shared_client(self.connector(&url, pool).await?)
-            .mint_url(url)
-            .unit(unit)
-            .localstore(self.store.clone())
-            .seed(self.seed.to_bytes())
-            .use_http_subscription()
-            .target_proof_count(1))
+        // their clients; a pool's mint does not, nor one on this machine.
+        let builder = if paced { builder } else { builder.without_rate_limiting() };
+        Ok(builder.build()?)
     }
 
     /// As [`Wallet::cdk`], for a mint that the user trades at: not paced, since a
@@ -472,17 +471,41 @@ impl Wallet {
         mint: &MintUrl,
         unit: &CurrencyUnit,
     ) -> Result<CdkWallet, WalletError> {
-        Ok(self.builder(mint.clone(), unit.clone()).await?.without_rate_limiting().build()?)
+        let (builder, _) = self.builder(mint.clone(), unit.clone()).await?;
+        Ok(builder.without_rate_limiting().build()?)
+    }
+
+    /// A cdk wallet in the making, and whether its mint wants it paced.
+    async fn builder(
+        &self,
+        url: MintUrl,
+        unit: CurrencyUnit,
+    ) -> Result<(WalletBuilder, bool), WalletError> {
+        let pool = unit.to_string().parse::<EpochId>().ok().map(|epoch| epoch.pool);
+        let door = match pool {
+            Some(pool) => Some(Door { pool, below: "" }),
+            None => self.door_for_sats(&url).await?,
+        };
+        let paced = door.is_none() && !self.mints.is_unpaced(&url);
+        let builder = WalletBuilder::new()
+            .shared_client(self.connector(&url, door).await?)
+            .mint_url(url)
+            .unit(unit)
+            .localstore(self.store.clone())
+            .seed(self.seed.to_bytes())
+            .use_http_subscription()
+            .target_proof_count(1);
+        Ok((builder, paced))
     }
 
     /// The way to a mint: HTTP, or through the relays of the pool that runs it.
     async fn connector(
         &self,
         mint: &MintUrl,
-        pool: Option<PublicKey>,
+        door: Option<Door>,
     ) -> Result<Connector, WalletError> {
         if !self.mints.prefers_http(mint).await {
-            if let Some(transport) = self.over_nostr(mint, pool).await? {
+            if let Some(transport) = self.over_nostr(mint, door).await? {
                 return Ok(Arc::new(BaseHttpClient::with_transport(mint.clone(), transport, None)));
             }
             if self.mints.route == Route::Nostr {
@@ -496,9 +519,9 @@ impl Wallet {
     async fn over_nostr(
         &self,
         mint: &MintUrl,
-        pool: Option<PublicKey>,
+        door: Option<Door>,
     ) -> Result<Option<NostrTransport>, WalletError> {
-        let Some(pool) = pool else { return Ok(None) };
+        let Some(Door { pool, below }) = door else { return Ok(None) };
         let known = self.pools().await?.into_iter().find(|known| known.pool == pool);
         let mut relays = known.map(|known| known.relays).unwrap_or_default();
         relays.extend(self.mints.relays.iter().cloned());
@@ -506,7 +529,15 @@ impl Wallet {
             return Ok(None);
         }
         let line = self.mints.line(pool, &relays).await?;
-        Ok(Some(NostrTransport::new(line, mint.clone())))
+        Ok(Some(NostrTransport::new(line, mint.clone(), below)))
+    }
+
+    /// Which of the known pools issues sats at `mint`, as far as its URL tells. Over
+    /// Nostr the pool has to say so itself.
+    async fn door_for_sats(&self, mint: &MintUrl) -> Result<Option<Door>, WalletError> {
+        let epochs = self.epochs().await?;
+        let of = epochs.iter().find(|epoch| eh07::sats_url(epoch.mint()).as_ref() == Some(mint));
+        Ok(of.map(|epoch| Door { pool: epoch.unit.pool, below: eh07::SATS_PATH }))
     }
 
     /// Takes the wallet's lock, and finishes what a crash left half done.
@@ -518,6 +549,14 @@ impl Wallet {
         self.finish_arrivals().await?;
         Ok(lock)
     }
+}
+
+/// A mint that a pool runs.
+#[derive(Debug, Clone, Copy)]
+struct Door {
+    pool: PublicKey,
+    /// What the paths of requests over Nostr begin with (EH-07).
+    below: &'static str,
 }
 
 fn seed_path(dir: &Path) -> PathBuf {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cdk::Wallet as CdkWallet;
-use cdk::nuts::{RestoreRequest, State};
+use cdk::nuts::{CurrencyUnit, RestoreRequest, State};
 use cdk_common::wallet::{
     OperationData, ProofInfo, ReceiveSagaState, SendSagaState, SwapSagaState, TransactionId,
     TransactionStatus, WalletSaga, WalletSagaState,
@@ -22,8 +22,8 @@ const RESUME: Duration = Duration::from_secs(10);
 const REQUEST_ENDS: Duration = Duration::from_secs(3);
 
 impl Wallet {
-    /// Finishes or undoes sends and receives that a crash cut short, and notes
-    /// which tokens have been received. What needs a mint that does not answer
+    /// Finishes or undoes what a crash cut short, notes which tokens have been
+    /// received, and takes deposits that were paid. What needs a mint that does not answer
     /// waits for another time.
     pub(super) async fn resume_swaps(&self) -> Result<(), WalletError> {
         self.adopt_tokens().await?;
@@ -46,13 +46,15 @@ impl Wallet {
         self.adopt_tokens().await
     }
 
-    /// Mints and units with pending proofs or unfinished swaps.
+    /// Mints and units with pending proofs, unfinished swaps or open deposits.
     async fn unsettled(&self) -> Result<BTreeSet<(String, String)>, WalletError> {
         let pending = self.balances().await?.into_iter().filter(|balance| balance.pending > 0);
         let pending = pending.map(|Balance { mint, unit, .. }| (mint, unit));
         let sagas = self.store.get_incomplete_sagas().await?.into_iter();
         let swaps = sagas.map(|saga| (saga.mint_url.to_string(), saga.unit.to_string()));
-        Ok(pending.chain(swaps).collect())
+        let deposits = self.deposits().await?.into_iter();
+        let deposits = deposits.map(|deposit| (deposit.mint, CurrencyUnit::Sat.to_string()));
+        Ok(pending.chain(swaps).chain(deposits).collect())
     }
 
     /// A request of a process that died may be under way at the mint still, and
@@ -82,7 +84,8 @@ impl Wallet {
         let waits = |id| waits(id) || trades.contains(&id);
         pending.retain(|info| !info.used_by_operation.is_some_and(waits));
         forget_spent(cdk, pending).await?;
-        self.release_orphans(cdk).await
+        self.release_orphans(cdk).await?;
+        if cdk.unit == CurrencyUnit::Sat { self.resume_deposits(cdk).await } else { Ok(()) }
     }
 
     /// Ends requests of which the mint has signed nothing: it never will, since

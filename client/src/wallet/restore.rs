@@ -17,13 +17,13 @@ use cdk::nuts::{
 use cdk::wallet::MintConnector;
 use cdk_common::wallet::ProofInfo;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use hashpit_nips::EpochId;
 use hashpit_nips::eh02::MAX_BLANKS;
 use hashpit_nips::eh03::{CounterTag, HeldTag};
+use hashpit_nips::{EpochId, eh07};
 use nostr_sdk::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use super::{NAMESPACE, Wallet, WalletError};
+use super::{Door, NAMESPACE, Wallet, WalletError};
 use crate::backup::{Found, FoundToken};
 
 /// Blinded messages in one question (NUT-13).
@@ -95,6 +95,16 @@ impl Remains {
     /// Has every mint asked for every counter.
     pub fn distrust_counters(&mut self) {
         self.counters.values_mut().for_each(|counter| counter.from = 0);
+    }
+
+    /// Which pool runs a mint: of ehash, or of sats beside it.
+    fn door(&self, mint: &MintUrl) -> Option<Door> {
+        let ehash = self.pools.get(mint).map(|pool| Door { pool: *pool, below: "" });
+        ehash.or_else(|| {
+            let mut pools = self.pools.iter();
+            let (_, pool) = pools.find(|(at, _)| eh07::sats_url(at).as_ref() == Some(mint))?;
+            Some(Door { pool: *pool, below: eh07::SATS_PATH })
+        })
     }
 }
 
@@ -190,8 +200,7 @@ impl Wallet {
         remains: &Remains,
         progress: &(dyn Fn(RestoreStep) + Send + Sync),
     ) -> Result<RestoredAt, WalletError> {
-        let pool = remains.pools.get(mint).copied();
-        let connector = self.connector(mint, pool).await?;
+        let connector = self.connector(mint, remains.door(mint)).await?;
         let unreachable = |error| super::explain(error, mint);
         let keysets = connector.get_mint_keysets().await.map_err(unreachable)?.keysets;
         self.store.add_mint_keysets(mint.clone(), keysets.clone()).await?;
@@ -333,8 +342,9 @@ impl Wallet {
         keyset: Id,
         counters: &BTreeSet<u32>,
     ) -> Result<BTreeSet<u32>, WalletError> {
-        let pool = unit.to_string().parse::<EpochId>().ok().map(|epoch| epoch.pool);
-        let connector = self.connector(mint, pool).await?;
+        let epoch = unit.to_string().parse::<EpochId>().ok();
+        let door = epoch.map(|epoch| Door { pool: epoch.pool, below: "" });
+        let connector = self.connector(mint, door).await?;
         let keyset = self.keyset(mint, keyset, &connector).await?;
         let counters: Vec<u32> = counters.iter().copied().collect();
         let mut signed = BTreeSet::new();

@@ -129,6 +129,11 @@ impl Swap {
         self.stage == Stage::Done
     }
 
+    /// The keyset that signs its outputs.
+    pub(crate) fn keyset(&self) -> Id {
+        self.keyset
+    }
+
     fn outputs(&self, wallet: &Wallet) -> Result<Vec<PreMint>, WalletError> {
         self.outputs.iter().map(|output| output.derive(self.keyset, wallet)).collect()
     }

@@ -13,7 +13,7 @@ use std::fmt;
 
 use hashpit_nips::eh04::ExchangeInfo;
 use hashpit_nips::eh05::{Checkpoint, DecodeError, Entry, Level, Subject};
-use hashpit_nips::{EpochId, Lots, Millis};
+use hashpit_nips::{EpochId, Millis};
 use nostr::{Event, EventId, PublicKey};
 
 pub use evidence::Evidence;
@@ -43,6 +43,8 @@ pub struct Report {
     pub lots: u128,
     /// Settlements that follow from them.
     pub settlements: u64,
+    /// Those of them that say that a match was completed.
+    pub completed: u64,
     /// Checkpoints that agree with the journal.
     pub checkpoints: u64,
     /// Traders' events that were asked about: each must have an entry.
@@ -177,6 +179,7 @@ impl<'a> Auditor<'a> {
             matches: 0,
             lots: 0,
             settlements: 0,
+            completed: 0,
             checkpoints: 0,
             offers: 0,
             digest: State::new(exchange).digest(),
@@ -240,10 +243,10 @@ impl<'a> Auditor<'a> {
 
     fn count(&mut self, seq: u64, at: Millis, all: &Consequences) {
         self.report.entries = seq + 1;
-        self.report.matches += all.matches.len() as u64;
-        self.report.settlements += all.settlements.len() as u64;
-        let lots = all.matches.iter().map(|matched| u128::from(Lots::get(matched.lots)));
-        self.report.lots += lots.sum::<u128>();
+        self.report.matches += all.tally.matches;
+        self.report.lots += u128::from(all.tally.lots);
+        self.report.settlements += all.tally.completed + all.tally.failed;
+        self.report.completed += all.tally.completed;
         for id in all.ids() {
             self.derived.insert(id);
             if !self.evidence.consequences.contains_key(&id) && !self.is_young(at.get() / 1000) {

@@ -1,13 +1,13 @@
 //! What has changed in the books since the feed last looked. It holds what each
 //! changed level is now, so it never grows beyond the books.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use hashpit_nips::eh04::{MarketState, Side};
-use hashpit_nips::eh05::{Change, Effect, LastTrade, Level, Match};
+use hashpit_nips::eh05::{Change, LastTrade, Level};
 use hashpit_nips::{EpochId, Price};
 
-use crate::engine;
+use crate::engine::{self, MarketId};
 use crate::state::{Consequences, State};
 
 /// Changes that the feed has not taken.
@@ -15,62 +15,52 @@ use crate::state::{Consequences, State};
 pub(super) struct Board {
     newest: Option<u64>,
     changed: BTreeMap<EpochId, Changed>,
-    /// What every change tells again.
-    known: HashMap<EpochId, (MarketState, Option<LastTrade>)>,
 }
 
-#[derive(Debug, Default)]
+/// What every change tells again, and the levels that changed.
+#[derive(Debug)]
 struct Changed {
+    state: MarketState,
+    last: Option<LastTrade>,
     bids: BTreeMap<Price, (u64, u32)>,
     asks: BTreeMap<Price, (u64, u32)>,
 }
 
 impl Board {
-    /// Nothing has changed yet.
-    pub(super) fn of(state: &State) -> Self {
-        let markets = state.seats().all();
-        let known = markets
-            .filter_map(|(id, seat)| Some((seat.epoch, (state.engine().state(id)?, seat.last))));
-        Self { known: known.collect(), ..Self::default() }
-    }
-
-    /// Adds what one entry has changed.
-    pub(super) fn add(&mut self, seq: u64, state: &State, all: &Consequences, effects: &[Effect]) {
+    /// Adds what one entry has changed. `state` is that after it, or after a later
+    /// one that is told with it.
+    pub(super) fn add(&mut self, seq: u64, state: &State, all: &Consequences) {
         self.newest = Some(seq);
-        for effect in effects {
-            if let Effect::Market(epoch, state, _) = effect {
-                self.known.entry(*epoch).or_insert((*state, None)).0 = *state;
-                self.changed.entry(*epoch).or_default();
-            }
-        }
-        for matched in &all.matches {
-            self.trade(matched);
+        for market in &all.markets {
+            self.changed(*market, state);
         }
         for event in &all.depth {
             let engine::Event::Depth { market, side, price, lots, offers } = event else {
                 continue;
             };
-            let changed = self.changed.entry(state.seats().seat(*market).epoch).or_default();
+            let changed = self.changed(*market, state);
             let levels = if *side == Side::Buy { &mut changed.bids } else { &mut changed.asks };
             levels.insert(*price, (*lots, *offers));
         }
     }
 
-    fn trade(&mut self, matched: &Match) {
-        let last = LastTrade { price: matched.price, lots: matched.lots, at: matched.at };
-        let epoch = matched.market.epoch;
-        self.known.entry(epoch).or_insert((MarketState::Open, None)).1 = Some(last);
-        self.changed.entry(epoch).or_default();
+    fn changed(&mut self, market: MarketId, state: &State) -> &mut Changed {
+        let seat = state.seats().seat(market);
+        let (now, last) = (state.market_state(market), seat.last);
+        let none = || Changed { state: now, last, bids: BTreeMap::new(), asks: BTreeMap::new() };
+        let changed = self.changed.entry(seat.epoch).or_insert_with(none);
+        (changed.state, changed.last) = (now, last);
+        changed
     }
 
     pub(super) fn take(&mut self) -> (Option<u64>, BTreeMap<EpochId, Change>) {
         let changed = std::mem::take(&mut self.changed);
-        let changes = changed.into_iter().filter_map(|(epoch, changed)| {
-            let (state, last) = *self.known.get(&epoch)?;
+        let changes = changed.into_iter().map(|(epoch, changed)| {
+            let Changed { state, last, bids, asks } = changed;
             let level = |(price, (lots, offers)): (Price, (u64, u32))| Level(price, lots, offers);
-            let bids = changed.bids.into_iter().rev().map(level).collect();
-            let asks = changed.asks.into_iter().map(level).collect();
-            Some((epoch, Change { state, bids, asks, last }))
+            let bids = bids.into_iter().rev().map(level).collect();
+            let asks = asks.into_iter().map(level).collect();
+            (epoch, Change { state, bids, asks, last })
         });
         (self.newest, changes.collect())
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hashpit_nips::eh04::{Market, Rules};
-use hashpit_nips::eh05::{Entry, Subject};
+use hashpit_nips::eh05::Subject;
 use hashpit_nips::{EpochId, Millis, kind};
 use nostr::{Event, EventBuilder, Keys};
 use tokio::runtime::Handle;
@@ -38,7 +38,7 @@ pub(super) struct Clerk {
     /// Records that are not durable yet.
     batch: Vec<(u64, Vec<u8>)>,
     /// What they changed.
-    changes: Vec<(Entry, Box<Consequences>)>,
+    changes: Vec<(u64, Box<Consequences>)>,
     /// Who waits for them.
     waiting: Vec<(oneshot::Sender<Answer>, Answer)>,
 }
@@ -153,7 +153,7 @@ impl Clerk {
         record.extend(signed.map(|event| event.expect("a key that we hold signs any event")));
         self.batch.push((entry.seq, journal::encode(&record)));
         let seq = entry.seq;
-        self.changes.push((entry, all));
+        self.changes.push((seq, all));
         Ok(seq)
     }
 
@@ -172,8 +172,8 @@ impl Clerk {
             self.journal.append(&self.batch)?;
             self.batch.clear();
             let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-            for (entry, all) in self.changes.drain(..) {
-                board.add(entry.seq, self.replay.state(), &all, &entry.effects);
+            for (seq, all) in self.changes.drain(..) {
+                board.add(seq, self.replay.state(), &all);
             }
             drop(board);
             self.newest.send_replace(Some(newest));

@@ -116,7 +116,7 @@ impl Desk {
         let replay = opening::replay(&journal, keys.public_key())?;
         let (requests, queue) = mpsc::channel(QUEUE);
         let (newest_out, newest) = watch::channel(replay.head().map(|(seq, _)| seq));
-        let board = Arc::new(Mutex::new(Board::of(replay.state())));
+        let board = Arc::new(Mutex::new(Board::default()));
         let mut clerk =
             Clerk::new(replay, keys, clock, Arc::clone(&journal), newest_out, Arc::clone(&board));
         clerk.set_rules(rules).map_err(DeskError::NotWritten)?;

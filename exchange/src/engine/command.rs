@@ -257,4 +257,9 @@ impl Command {
             _ => None,
         }
     }
+
+    /// Whether it ends offers, and does nothing else.
+    pub fn is_cancelling(&self) -> bool {
+        matches!(self, Self::Cancel { .. } | Self::CancelById { .. } | Self::CancelAll { .. })
+    }
 }

@@ -4,7 +4,9 @@ use hashpit_nips::eh04::{MarketState, OnEpoch, Side, TimeInForce};
 use hashpit_nips::{Lots, Millis, Price};
 
 use super::Engine;
-use super::command::{Address, Limits, MarketId, MarketRules, OfferId, PayMask, Seq, Trader};
+use super::command::{
+    Address, Command, Limits, MarketId, MarketRules, OfferId, PayMask, Seq, Trader,
+};
 use super::offers::Slot;
 
 /// An offer that stands.
@@ -53,6 +55,22 @@ impl Engine {
     /// Whether an offer that this event makes waits behind a commit.
     pub fn waits_for(&self, trader: Trader, id: OfferId) -> bool {
         self.waits_in(trader, |offer| offer.1 == id).is_some()
+    }
+
+    /// Whether a command to cancel would end an offer that stands now.
+    pub fn would_end(&self, command: &Command) -> bool {
+        match command {
+            Command::Cancel { trader, address, prev } => {
+                let standing = self.own_at(*trader, *address).map(|slot| self.offers[slot].id);
+                standing.is_ok_and(|id| prev.is_none_or(|prev| prev == id))
+            }
+            Command::CancelById { .. } => self.ends_what_stands(command),
+            Command::CancelAll { trader, market } => {
+                let here = |slot| market.is_none_or(|market| self.offers[slot].market == market);
+                self.slots_of(*trader).any(here)
+            }
+            _ => false,
+        }
     }
 
     /// How many markets were opened.

@@ -35,10 +35,38 @@ pub(super) struct Gate {
     known: HashMap<PublicKey, Millis>,
     /// The most work that a key's first event ever needed.
     most_work: u8,
-    /// Entries of each key in this minute.
-    minute: (u64, HashMap<PublicKey, u32>),
+    /// Entries of each key in this minute that count.
+    minute: (u64, HashMap<PublicKey, Pace>),
     /// Burnt commits of each key on this day.
     day: (u64, HashMap<PublicKey, u32>),
+}
+
+/// How fast a key has been in a minute.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    entries: u32,
+    /// Whether it was told that it is too fast.
+    told: bool,
+}
+
+/// What an entry is to the rate of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Toll {
+    /// It is one of the events of its minute.
+    Counted,
+    /// It does not count: what it did was owed to somebody, or set him free.
+    Free,
+    /// It is the refusal after which there are no more answers in this minute.
+    Last,
+}
+
+/// What an event is, before it is looked at more closely.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim {
+    /// It has to be signed now.
+    pub(super) timely: bool,
+    /// The rate of its key does not bind it.
+    pub(super) free: bool,
 }
 
 impl Gate {
@@ -46,12 +74,11 @@ impl Gate {
         self.answered.contains(id)
     }
 
-    /// Whether an event of a trader may be carried out at `at`. `timely`: it has
-    /// to be signed now.
+    /// Whether an event of a trader may be carried out at `at`.
     pub(super) fn admit(
         &self,
         event: &Event,
-        timely: bool,
+        claim: Claim,
         at: Millis,
         rules: &Rules,
     ) -> Admission {
@@ -64,23 +91,17 @@ impl Gate {
         if !self.knows(event, rules) {
             return Admission::Ignored("a key's first event needs proof of work (NIP-13)");
         }
-        match self.in_minute(&event.pubkey, at).cmp(&rules.events_per_minute) {
-            std::cmp::Ordering::Less => {}
-            std::cmp::Ordering::Equal => return Admission::TooFast(too_fast(at)),
-            std::cmp::Ordering::Greater => {
+        let misdated = misdated(event, claim.timely, at, rules);
+        if !(claim.free && misdated.is_none()) {
+            let pace = self.pace(&event.pubkey, at);
+            if pace.told {
                 return Admission::Ignored("its key has had its refusal for this minute");
             }
+            if pace.entries >= rules.events_per_minute {
+                return Admission::TooFast(too_fast(at));
+            }
         }
-        let (signed, now) = (event.created_at.as_secs(), at.get() / 1000);
-        let drift = u64::from(rules.max_drift_secs);
-        if signed > now.saturating_add(drift) || (timely && signed.saturating_add(drift) < now) {
-            let off = signed.abs_diff(now);
-            return Admission::Refused(format!(
-                "invalid: created_at is {off} s off this exchange's clock, and {drift} s are \
-                 allowed; set your clock and sign it anew"
-            ));
-        }
-        Admission::Free
+        misdated.map_or(Admission::Free, Admission::Refused)
     }
 
     /// Whether an event is of a size and by a key that get answers.
@@ -109,10 +130,14 @@ impl Gate {
     }
 
     /// Notes that an event has got its entry.
-    pub(super) fn answered(&mut self, event: &Event, at: Millis) {
+    pub(super) fn answered(&mut self, event: &Event, at: Millis, toll: Toll) {
         self.answered.insert(event.id);
         self.known.entry(event.pubkey).or_insert(at);
-        count(&mut self.minute, at.get() / MINUTE_MS, event.pubkey);
+        if toll != Toll::Free {
+            let pace = of(&mut self.minute, at.get() / MINUTE_MS, event.pubkey);
+            pace.entries = pace.entries.saturating_add(1);
+            pace.told |= toll == Toll::Last;
+        }
     }
 
     /// Notes that a pool's event has got its entry.
@@ -122,21 +147,40 @@ impl Gate {
 
     /// Notes that a commit was burnt.
     pub(super) fn burnt(&mut self, key: PublicKey, at: Millis) {
-        count(&mut self.day, at.get() / DAY_MS, key);
+        *of(&mut self.day, at.get() / DAY_MS, key) += 1;
     }
 
-    fn in_minute(&self, key: &PublicKey, at: Millis) -> u32 {
-        let (minute, counts) = &self.minute;
-        let current = *minute == at.get() / MINUTE_MS;
-        if current { counts.get(key).copied().unwrap_or_default() } else { 0 }
+    fn pace(&self, key: &PublicKey, at: Millis) -> Pace {
+        let (minute, paces) = &self.minute;
+        let now = paces.get(key).filter(|_| *minute == at.get() / MINUTE_MS);
+        now.copied().unwrap_or_default()
     }
 }
 
-fn count(window: &mut (u64, HashMap<PublicKey, u32>), number: u64, key: PublicKey) {
+/// What a window of time with this number holds of a key.
+fn of<T: Default>(
+    window: &mut (u64, HashMap<PublicKey, T>),
+    number: u64,
+    key: PublicKey,
+) -> &mut T {
     if window.0 != number {
         *window = (number, HashMap::new());
     }
-    *window.1.entry(key).or_default() += 1;
+    window.1.entry(key).or_default()
+}
+
+/// Why an event's date rules it out, if it does.
+fn misdated(event: &Event, timely: bool, at: Millis, rules: &Rules) -> Option<String> {
+    let (signed, now) = (event.created_at.as_secs(), at.get() / 1000);
+    let drift = u64::from(rules.max_drift_secs);
+    if signed <= now.saturating_add(drift) && !(timely && signed.saturating_add(drift) < now) {
+        return None;
+    }
+    let off = signed.abs_diff(now);
+    Some(format!(
+        "invalid: created_at is {off} s off this exchange's clock, and {drift} s are allowed; set \
+         your clock and sign it anew"
+    ))
 }
 
 fn too_fast(at: Millis) -> String {
@@ -169,6 +213,8 @@ mod tests {
 
     use super::*;
 
+    const TIMELY: Claim = Claim { timely: true, free: false };
+
     fn event(keys: &Keys, at: u64, text: &str) -> Event {
         let builder = EventBuilder::new(Kind::Custom(38480), text);
         builder.custom_created_at(Timestamp::from(at)).sign_with_keys(keys).unwrap()
@@ -179,14 +225,14 @@ mod tests {
         let (keys, rules) = (Keys::generate(), Rules { pow_bits: 12, ..Rules::default() });
         let (mut gate, at) = (Gate::default(), Millis::new(1_000_000));
         let plain = event(&keys, 1_000, "");
-        assert!(matches!(gate.admit(&plain, true, at, &rules), Admission::Ignored(_)));
+        assert!(matches!(gate.admit(&plain, TIMELY, at, &rules), Admission::Ignored(_)));
         let builder = EventBuilder::new(Kind::Custom(38480), "").pow(12);
         let worked = builder.custom_created_at(Timestamp::from(1_000));
         let worked = worked.sign_with_keys(&keys).unwrap();
-        assert_eq!(gate.admit(&worked, true, at, &rules), Admission::Free);
-        gate.answered(&worked, at);
-        assert_eq!(gate.admit(&plain, true, at, &rules), Admission::Free);
-        assert!(matches!(gate.admit(&worked, true, at, &rules), Admission::Ignored(_)));
+        assert_eq!(gate.admit(&worked, TIMELY, at, &rules), Admission::Free);
+        gate.answered(&worked, at, Toll::Counted);
+        assert_eq!(gate.admit(&plain, TIMELY, at, &rules), Admission::Free);
+        assert!(matches!(gate.admit(&worked, TIMELY, at, &rules), Admission::Ignored(_)));
     }
 
     #[test]
@@ -195,16 +241,48 @@ mod tests {
         let (keys, mut gate, at) = (Keys::generate(), Gate::default(), Millis::new(1_200_000));
         for number in 0..3 {
             let event = event(&keys, 1_200, &number.to_string());
-            assert_eq!(gate.admit(&event, true, at, &rules), Admission::Free);
-            gate.answered(&event, at);
+            assert_eq!(gate.admit(&event, TIMELY, at, &rules), Admission::Free);
+            gate.answered(&event, at, Toll::Counted);
         }
         let fourth = event(&keys, 1_200, "fourth");
-        assert!(matches!(gate.admit(&fourth, true, at, &rules), Admission::TooFast(_)));
-        gate.answered(&fourth, at);
+        assert!(matches!(gate.admit(&fourth, TIMELY, at, &rules), Admission::TooFast(_)));
+        gate.answered(&fourth, at, Toll::Last);
         let fifth = event(&keys, 1_200, "fifth");
-        assert!(matches!(gate.admit(&fifth, true, at, &rules), Admission::Ignored(_)));
+        assert!(matches!(gate.admit(&fifth, TIMELY, at, &rules), Admission::Ignored(_)));
         let later = Millis::new(1_260_000);
-        assert_eq!(gate.admit(&fifth, true, later, &rules), Admission::Free);
+        assert_eq!(gate.admit(&fifth, TIMELY, later, &rules), Admission::Free);
+    }
+
+    #[test]
+    fn what_is_free_neither_counts_nor_waits_for_the_next_minute() {
+        let rules = Rules { pow_bits: 0, events_per_minute: 2, ..Rules::default() };
+        let (keys, mut gate, at) = (Keys::generate(), Gate::default(), Millis::new(1_200_000));
+        let free = Claim { timely: false, free: true };
+        let told = [Toll::Free, Toll::Free, Toll::Counted, Toll::Counted, Toll::Last];
+        for (number, toll) in told.into_iter().enumerate() {
+            let event = event(&keys, 1_200, &number.to_string());
+            assert_eq!(gate.admit(&event, free, at, &rules), Admission::Free, "{number}");
+            gate.answered(&event, at, toll);
+        }
+        let plain = event(&keys, 1_200, "plain");
+        assert!(matches!(gate.admit(&plain, TIMELY, at, &rules), Admission::Ignored(_)));
+        assert_eq!(gate.admit(&plain, free, at, &rules), Admission::Free);
+        let tomorrow = event(&keys, 99_000, "nobody is owed an answer to a wrong date");
+        assert!(matches!(gate.admit(&tomorrow, free, at, &rules), Admission::Ignored(_)));
+    }
+
+    #[test]
+    fn a_limit_that_is_lowered_within_a_minute_is_told_all_the_same() {
+        let wide = Rules { pow_bits: 0, events_per_minute: 9, ..Rules::default() };
+        let narrow = Rules { events_per_minute: 2, ..wide.clone() };
+        let (keys, mut gate, at) = (Keys::generate(), Gate::default(), Millis::new(1_200_000));
+        for number in 0..5 {
+            let event = event(&keys, 1_200, &number.to_string());
+            assert_eq!(gate.admit(&event, TIMELY, at, &wide), Admission::Free);
+            gate.answered(&event, at, Toll::Counted);
+        }
+        let next = event(&keys, 1_200, "next");
+        assert!(matches!(gate.admit(&next, TIMELY, at, &narrow), Admission::TooFast(_)));
     }
 
     #[test]
@@ -219,7 +297,8 @@ mod tests {
             (1, false, true),
             (1_061, false, false),
         ] {
-            let admitted = gate.admit(&event(&keys, signed, ""), timely, at, &rules);
+            let claim = Claim { timely, free: false };
+            let admitted = gate.admit(&event(&keys, signed, ""), claim, at, &rules);
             assert_eq!(admitted == Admission::Free, free, "{signed} {timely}: {admitted:?}");
         }
     }

@@ -1,7 +1,7 @@
 //! What the engine says becomes what an entry says.
 
 use hashpit_nips::eh04::{MarketId as Address, MarketState};
-use hashpit_nips::eh05::{Effect, LastTrade, Leg, Match, Outcome};
+use hashpit_nips::eh05::{Effect, Leg, Match, Outcome};
 use hashpit_nips::{HashUnits, Millis, Msats};
 use nostr::{EventId, PublicKey};
 
@@ -59,14 +59,14 @@ impl State {
 
     fn market_changed(&mut self, market: MarketId, state: MarketState, all: &mut Consequences) {
         self.seats.changed(market, self.next);
+        all.markets.push(market);
         let seat = self.seats.seat(market);
         all.effects.push(Effect::Market(seat.epoch, state, seat.until));
     }
 
     fn matched(&mut self, at: Millis, matched: &engine::Match, all: &mut Consequences) {
-        let last = LastTrade { price: matched.price, lots: matched.lots, at };
-        self.seats.traded(matched.market, last);
-        let seat = self.seats.seat(matched.market);
+        let market = matched.market;
+        let seat = self.seats.seat(market);
         let leg = |leg: &engine::Leg, fee: Msats| Leg {
             offer: event_id(leg.id),
             trader: key(leg.trader),
@@ -75,7 +75,7 @@ impl State {
         let units = u64::from(matched.lots.get()).checked_mul(seat.lot.get());
         let matched = Match {
             seq: self.next,
-            index: all.matches.len() as u32,
+            index: all.tally.matches as u32,
             market: Address { exchange: self.exchange, epoch: seat.epoch },
             maker: leg(&matched.maker, matched.maker_fee),
             taker: leg(&matched.taker, matched.taker_fee),
@@ -88,8 +88,9 @@ impl State {
         };
         let event = matched.encode().expect("the engine has multiplied price and lots");
         let id = self.tell(event, all);
-        self.trades.open(id, &matched);
-        all.matches.push(matched);
+        self.trades.open(id, market, &matched);
+        all.tally.matches += 1;
+        all.tally.lots += u64::from(matched.lots.get());
     }
 }
 

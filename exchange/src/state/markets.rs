@@ -12,6 +12,7 @@ use hashpit_nips::eh05::LastTrade;
 use hashpit_nips::{EpochId, HashUnits, Millis};
 use nostr::{PublicKey, Timestamp};
 
+use super::trades::Print;
 use crate::engine::{Command, MarketId, MarketRules, PayMask};
 
 /// A market, beside what the engine knows of it.
@@ -25,8 +26,10 @@ pub(crate) struct Seat {
     pub(crate) pay: Vec<Payment>,
     /// When a halt or an auction ends.
     pub(crate) until: Option<Millis>,
-    /// Its newest match.
+    /// Its newest match that was completed.
     pub(crate) last: Option<LastTrade>,
+    /// That one's sequence and number.
+    last_place: (u64, u32),
     /// Sequence of the newest entry that changed its state.
     pub(crate) changed: u64,
     /// Whether its epoch has closed.
@@ -83,9 +86,14 @@ impl Seats {
         self.phases.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Notes that offers have met.
-    pub(super) fn traded(&mut self, id: MarketId, last: LastTrade) {
-        self.seats[id.0 as usize].last = Some(last);
+    /// Notes that a match was completed; whether it is the market's newest that was.
+    pub(super) fn traded(&mut self, print: Print) -> bool {
+        let seat = &mut self.seats[print.market.0 as usize];
+        let newest = seat.last.is_none() || seat.last_place < print.place;
+        if newest {
+            (seat.last, seat.last_place) = (Some(print.trade), print.place);
+        }
+        newest
     }
 
     /// Notes that a market has changed its state.
@@ -157,6 +165,7 @@ impl Seats {
             pay: rules.pay.clone(),
             until: None,
             last: None,
+            last_place: (0, 0),
             changed: 0,
             turned: keyset.state != EpochState::Open,
             over: false,
@@ -239,6 +248,8 @@ impl Seats {
             feed(serde_json::to_string(&seat.pay).expect("plain data is JSON").as_bytes());
             feed(&seat.until.map_or(0, Millis::get).to_be_bytes());
             feed(serde_json::to_string(&seat.last).expect("plain data is JSON").as_bytes());
+            feed(&seat.last_place.0.to_be_bytes());
+            feed(&seat.last_place.1.to_be_bytes());
             feed(&seat.changed.to_be_bytes());
             feed(&[u8::from(seat.turned), u8::from(seat.over)]);
             feed(&seat.published.as_secs().to_be_bytes());

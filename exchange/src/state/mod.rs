@@ -15,14 +15,14 @@ use std::collections::BTreeSet;
 use hashpit_nips::Millis;
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh04::{MarketState, Rules, Side};
-use hashpit_nips::eh05::{Book, Effect, Level, Match, Outcome, Settlement, Subject};
+use hashpit_nips::eh05::{Book, Effect, Level, Outcome, Settlement, Subject};
 use nostr::{Event, EventBuilder, EventId, PublicKey, UnsignedEvent};
 use sha2::{Digest, Sha256};
 
 use crate::engine::{self, Command, Engine, Limits};
 use admission::Gate;
 pub(crate) use markets::Seats;
-use trades::Trades;
+use trades::{Print, Trades};
 
 /// The state of an exchange after some entries.
 #[derive(Debug)]
@@ -64,17 +64,30 @@ pub struct Consequences {
     pub outcome: Option<Outcome>,
     /// What else happened.
     pub effects: Vec<Effect>,
-    /// Offers that met.
-    pub matches: Vec<Match>,
-    /// Matches that ended.
-    pub settlements: Vec<Settlement>,
     /// The events that tell matches and settlements, unsigned, in the order in
     /// which a record holds them.
     pub events: Vec<UnsignedEvent>,
+    /// How many of them there are.
+    pub tally: Tally,
+    /// Markets whose state or newest completed match is another now.
+    pub markets: Vec<engine::MarketId>,
     /// Levels that are not as they were: market, side, price, lots, offers.
     pub depth: Vec<engine::Event>,
     /// The key whose further events of this minute get no entry.
     pub too_fast: Option<PublicKey>,
+}
+
+/// Matches and settlements, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Offers that met.
+    pub matches: u64,
+    /// Lots of those.
+    pub lots: u64,
+    /// Matches that were completed.
+    pub completed: u64,
+    /// Matches that failed.
+    pub failed: u64,
 }
 
 impl Consequences {
@@ -138,19 +151,24 @@ impl State {
         self.gate.knew(event, from) && self.concerns(event)
     }
 
-    /// A market's book, all levels, and its newest match.
+    /// A market's book, all levels, and its newest match that was completed.
     pub(crate) fn book(&self, market: engine::MarketId) -> Book {
         let levels = |side| {
             let levels = self.engine.levels(market, side);
             levels.map(|(price, lots, offers)| Level(price, lots, offers)).collect()
         };
         Book {
-            state: self.engine.state(market).unwrap_or(MarketState::Closed),
+            state: self.market_state(market),
             bids: levels(Side::Buy),
             asks: levels(Side::Sell),
             cut: false,
             last: self.seats.seat(market).last,
         }
+    }
+
+    /// Where a market stands.
+    pub(crate) fn market_state(&self, market: engine::MarketId) -> MarketState {
+        self.engine.state(market).unwrap_or(MarketState::Closed)
     }
 
     /// When something happens by itself.
@@ -222,15 +240,17 @@ impl State {
         while let Some(command) = self.seats.take_phase(at, &self.rules) {
             self.run(at, command, all);
         }
-        for settled in self.trades.advance(self.next, at) {
-            self.settled(settled, all);
+        for failed in self.trades.advance(self.next, at) {
+            self.tell(failed.encode(), all);
+            all.tally.failed += 1;
         }
     }
 
-    /// Adds what became of a match.
-    fn settled(&self, settled: Settlement, all: &mut Consequences) {
+    /// Adds that a match was completed.
+    fn completed(&mut self, settled: &Settlement, print: Print, all: &mut Consequences) {
         self.tell(settled.encode(), all);
-        all.settlements.push(settled);
+        all.tally.completed += 1;
+        all.markets.extend(self.seats.traded(print).then_some(print.market));
     }
 
     /// Adds an event to what is published; its id.
@@ -255,10 +275,11 @@ impl State {
     /// the journal itself.
     pub fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        hash.update([1]);
+        hash.update([2]);
         hash.update(self.next.to_be_bytes());
         hash.update(self.at.get().to_be_bytes());
         hash.update(serde_json::to_string(&self.rules).expect("plain data is JSON"));
+        hash.update(self.engine.digest_of_house());
         for (market, _) in self.seats.all() {
             hash.update(self.engine.digest(market));
         }

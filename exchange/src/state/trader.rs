@@ -7,7 +7,7 @@ use nostr::{Event, EventId, Kind};
 use sha2::{Digest, Sha256};
 
 use super::State;
-use super::admission::Admission;
+use super::admission::{Admission, Claim, Toll};
 use crate::engine::{Address, Command, MarketId, OfferId, Order, Trader};
 
 /// What a trader's event asks for.
@@ -33,36 +33,64 @@ impl super::State {
         all: &mut super::Consequences,
     ) -> Result<(), &'static str> {
         let (wish, timely) = self.wish(event)?;
-        let refused = match self.gate.admit(event, timely, at, &self.rules) {
+        let claim = Claim { timely, free: self.is_free(event, &wish, at) };
+        let (refused, mut toll) = match self.gate.admit(event, claim, at, &self.rules) {
             Admission::Ignored(why) => return Err(why),
-            Admission::Refused(reason) => Some(reason),
+            Admission::Refused(reason) => (Some(reason), Toll::Counted),
             Admission::TooFast(reason) => {
                 all.too_fast = Some(event.pubkey);
-                Some(reason)
+                (Some(reason), Toll::Last)
             }
-            Admission::Free => None,
+            Admission::Free => (None, Toll::Counted),
         };
         self.advance(at, all);
-        self.gate.answered(event, at);
         let wish = refused.map_or(wish, Wish::Invalid);
-        self.grant(at, event, wish, all);
+        if self.grant(at, event, wish, all) && claim.free {
+            toll = Toll::Free;
+        }
+        self.gate.answered(event, at, toll);
         Ok(())
     }
 
-    fn grant(&mut self, at: Millis, event: &Event, wish: Wish, all: &mut super::Consequences) {
+    /// Whether the rate of its key does not bind an event: a report that is awaited,
+    /// or a cancelling that ends something. Who owes much to others, or has to get
+    /// out in a hurry, is not to wait for the next minute; and there can be no more
+    /// of these than of the matches and offers that they are about.
+    fn is_free(&self, event: &Event, wish: &Wish, at: Millis) -> bool {
+        match wish {
+            Wish::Step(of, step) => self.trades.awaits((*of, *step), event.pubkey, at),
+            Wish::Book(commands) => {
+                commands.iter().all(Command::is_cancelling)
+                    && commands.iter().any(|command| self.engine.would_end(command))
+            }
+            Wish::Commit(_) | Wish::Invalid(_) => false,
+        }
+    }
+
+    /// Does what an event asks for; whether a report was taken or an offer ended by
+    /// its trader's word.
+    fn grant(
+        &mut self,
+        at: Millis,
+        event: &Event,
+        wish: Wish,
+        all: &mut super::Consequences,
+    ) -> bool {
         match wish {
             Wish::Invalid(reason) => all.outcome = Some(Outcome::Refused(reason)),
             Wish::Book(commands) => {
                 self.subject = Some(event.id);
-                all.outcome = self.carry_out(at, commands, all);
+                let (outcome, ended) = self.carry_out(at, commands, all);
+                all.outcome = outcome;
                 self.subject = None;
+                return ended;
             }
             Wish::Commit(command) => {
                 if !self.gate.may_commit(&event.pubkey, at, &self.rules) {
                     let reason = "blocked: too many of your commits were left without their \
                                   offer today; make offers in the open";
                     all.outcome = Some(Outcome::Refused(reason.to_owned()));
-                    return;
+                    return false;
                 }
                 self.subject = Some(event.id);
                 self.run(at, command, all);
@@ -70,27 +98,32 @@ impl super::State {
             }
             Wish::Step(of, step) => {
                 match self.trades.report((of, step), event.pubkey, self.next, at) {
-                    Ok(None) => {}
-                    Ok(Some(settled)) => self.settled(settled, all),
+                    Ok(None) => return true,
+                    Ok(Some((settled, print))) => {
+                        self.completed(&settled, print, all);
+                        return true;
+                    }
                     Err(reason) => all.outcome = Some(Outcome::Refused(reason.to_owned())),
                 }
             }
         }
+        false
     }
 
-    /// Runs the commands of one event. It is refused only if none of them did
-    /// anything.
+    /// Runs the commands of one event; its outcome, and whether they did anything at
+    /// once. It is refused only if none of them did anything.
     fn carry_out(
         &mut self,
         at: Millis,
         commands: Vec<Command>,
         all: &mut super::Consequences,
-    ) -> Option<Outcome> {
-        let mut outcomes = Vec::new();
+    ) -> (Option<Outcome>, bool) {
+        let (mut outcomes, mut done) = (Vec::new(), false);
         for command in commands {
             self.done = false;
             self.run(at, command, all);
             let outcome = all.outcome.take().unwrap_or(Outcome::Accepted);
+            done |= self.done;
             let in_part = self.done && matches!(outcome, Outcome::Refused(_));
             outcomes.push(if in_part { Outcome::Accepted } else { outcome });
         }
@@ -99,7 +132,7 @@ impl super::State {
             Outcome::Deferred => 1,
             Outcome::Refused(_) => 2,
         };
-        outcomes.into_iter().min_by_key(weight)
+        (outcomes.into_iter().min_by_key(weight), done)
     }
 
     /// What an event asks for, and whether it has to be signed now.

@@ -4,24 +4,25 @@
 use std::collections::{BTreeSet, HashMap};
 
 use hashpit_nips::Millis;
-use hashpit_nips::eh05::{Fate, Match, Settlement};
+use hashpit_nips::eh05::{Fate, LastTrade, Match, NotDue, Progress, Settlement};
 use nostr::{EventId, PublicKey};
 
-/// Seconds after the match by which each step has to be reported (EH-05).
-const DEADLINES_SECS: [u64; STEPS] = [60, 120, 240, 360, 5_280, 5_400];
-const STEPS: usize = 6;
+use crate::engine::MarketId;
 
-/// Who is due, by step: the seller, the buyer, or both.
-const DUE: [[bool; 2]; STEPS] =
-    [[true, true], [false, true], [true, false], [false, true], [true, false], [true, true]];
-
+/// A match that is being settled.
 #[derive(Debug)]
 struct Trade {
-    /// Seller and buyer.
-    traders: [PublicKey; 2],
-    since: Millis,
-    /// What the seller and the buyer have reported.
-    done: [[bool; 2]; STEPS],
+    print: Print,
+    progress: Progress,
+}
+
+/// What a match is on the tape, once it is completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Print {
+    pub(super) market: MarketId,
+    /// Sequence of its entry, and its number among that one's matches.
+    pub(super) place: (u64, u32),
+    pub(super) trade: LastTrade,
 }
 
 /// All matches that have not ended.
@@ -34,26 +35,21 @@ pub(super) struct Trades {
 
 impl Trade {
     /// The first step that is not reported, and by when it must be.
-    fn next(&self) -> (usize, Millis) {
-        let missing = (0..STEPS).find(|&step| self.done[step] != DUE[step]);
-        let step = missing.expect("a trade whose every step is reported has ended");
-        (step, Millis::new(self.since.get().saturating_add(DEADLINES_SECS[step] * 1000)))
-    }
-
-    fn is_complete(&self) -> bool {
-        self.done[STEPS - 1] == DUE[STEPS - 1]
+    fn next(&self) -> (u8, Millis) {
+        self.progress.next().expect("a trade that is complete has ended")
     }
 
     fn settlement(&self, of: EventId, fate: Fate, seq: u64, at: Millis) -> Settlement {
-        Settlement { seq, of, traders: self.traders, fate, at }
+        Settlement { seq, of, traders: self.progress.traders(), fate, at }
     }
 }
 
 impl Trades {
     /// Begins to watch a match.
-    pub(super) fn open(&mut self, id: EventId, matched: &Match) {
-        let traders = [matched.seller().trader, matched.buyer().trader];
-        let trade = Trade { traders, since: matched.at, done: [[false; 2]; STEPS] };
+    pub(super) fn open(&mut self, id: EventId, market: MarketId, matched: &Match) {
+        let &Match { seq, index, price, lots, at, .. } = matched;
+        let print = Print { market, place: (seq, index), trade: LastTrade { price, lots, at } };
+        let trade = Trade { print, progress: Progress::of(matched) };
         self.due.insert((trade.next().1, id));
         self.open.insert(id, trade);
     }
@@ -70,15 +66,19 @@ impl Trades {
             self.due.remove(&(due, id));
             let Some(trade) = self.open.remove(&id) else { continue };
             let (step, _) = trade.next();
-            let late = (0..2).filter(|&who| DUE[step][who] && !trade.done[step][who]);
-            let due = late.map(|who| trade.traders[who]).collect();
-            let step = step as u8 + 1;
+            let due = trade.progress.missing(step);
             ended.push(trade.settlement(id, Fate::Failed { step, due }, seq, at));
         }
         ended
     }
 
-    /// A trader says that it has done a step, 1 to 6.
+    /// Whether [`Trades::report`] would take a report of a step at `at`.
+    pub(super) fn awaits(&self, (of, step): (EventId, u8), by: PublicKey, at: Millis) -> bool {
+        let trade = self.open.get(&of).filter(|trade| trade.next().1 > at);
+        trade.is_some_and(|trade| trade.progress.check(step, by).is_ok())
+    }
+
+    /// A trader says that it has done a step, 1 to 6; what it completes.
     ///
     /// Errors with a refusal that names what is wrong.
     pub(super) fn report(
@@ -87,23 +87,20 @@ impl Trades {
         by: PublicKey,
         seq: u64,
         at: Millis,
-    ) -> Result<Option<Settlement>, &'static str> {
+    ) -> Result<Option<(Settlement, Print)>, &'static str> {
         let unknown = "invalid: no match with this id is being settled here";
         let trade = self.open.get_mut(&of).ok_or(unknown)?;
-        let who = trade.traders.iter().position(|trader| *trader == by).ok_or(unknown)?;
-        let step = usize::from(step - 1);
-        if !DUE[step][who] {
-            return Err("invalid: this step is the other trader's");
-        }
-        if trade.done[step][who] {
-            return Err("duplicate: you have reported this step");
-        }
-        self.due.remove(&(trade.next().1, of));
-        trade.done[step][who] = true;
-        if trade.is_complete() {
-            let settled = trade.settlement(of, Fate::Completed, seq, at);
+        let before = trade.next().1;
+        trade.progress.report(step, by).map_err(|why| match why {
+            NotDue::Stranger => unknown,
+            NotDue::OtherSide => "invalid: this step is the other trader's",
+            NotDue::Repeated => "duplicate: you have reported this step",
+        })?;
+        self.due.remove(&(before, of));
+        if trade.progress.is_complete() {
+            let completed = (trade.settlement(of, Fate::Completed, seq, at), trade.print);
             self.open.remove(&of);
-            return Ok(Some(settled));
+            return Ok(Some(completed));
         }
         self.due.insert((trade.next().1, of));
         Ok(None)
@@ -112,23 +109,25 @@ impl Trades {
     /// Feeds what is open to a digest, in a canonical order.
     pub(super) fn digest(&self, mut feed: impl FnMut(&[u8])) {
         for (due, id) in &self.due {
-            let trade = &self.open[id];
+            let progress = &self.open[id].progress;
             feed(&due.get().to_be_bytes());
             feed(id.as_bytes());
-            trade.traders.iter().for_each(|trader| feed(trader.as_bytes()));
-            feed(&trade.done.as_flattened().iter().map(|&done| u8::from(done)).collect::<Vec<_>>());
+            progress.traders().iter().for_each(|trader| feed(trader.as_bytes()));
+            feed(&progress.reported().map(u8::from).collect::<Vec<_>>());
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use hashpit_nips::eh04::{MarketId, Side, Way};
+    use hashpit_nips::eh04::{self, Side, Way};
     use hashpit_nips::eh05::Leg;
     use hashpit_nips::{EpochId, HashUnits, Lots, Msats, Price};
     use nostr::Keys;
 
     use super::*;
+
+    const MARKET: MarketId = MarketId(3);
 
     fn matched(seller: PublicKey, buyer: PublicKey) -> Match {
         let leg = |trader| Leg { offer: EventId::all_zeros(), trader, fee: Msats::ZERO };
@@ -136,7 +135,7 @@ mod tests {
         Match {
             seq: 7,
             index: 0,
-            market: MarketId { exchange: buyer, epoch },
+            market: eh04::MarketId { exchange: buyer, epoch },
             maker: leg(seller),
             taker: leg(buyer),
             taker_side: Side::Buy,
@@ -152,9 +151,12 @@ mod tests {
     fn who_lets_a_step_lapse_is_named() {
         let (seller, buyer) = (Keys::generate().public_key(), Keys::generate().public_key());
         let (mut trades, id) = (Trades::default(), EventId::all_zeros());
-        trades.open(id, &matched(seller, buyer));
+        trades.open(id, MARKET, &matched(seller, buyer));
         assert_eq!(trades.next_deadline(), Some(Millis::new(61_000)));
+        assert!(trades.awaits((id, 1), seller, Millis::new(60_999)));
+        assert!(!trades.awaits((id, 1), seller, Millis::new(61_000)), "too late");
         assert_eq!(trades.report((id, 1), seller, 8, Millis::new(2_000)), Ok(None));
+        assert!(!trades.awaits((id, 1), seller, Millis::new(2_000)), "twice");
         assert!(trades.report((id, 1), seller, 8, Millis::new(2_000)).is_err(), "twice");
         assert!(trades.report((id, 2), seller, 8, Millis::new(2_000)).is_err(), "the buyer's");
         assert!(trades.advance(9, Millis::new(60_999)).is_empty());
@@ -168,14 +170,16 @@ mod tests {
     fn a_trade_is_complete_when_both_say_so() {
         let (seller, buyer) = (Keys::generate().public_key(), Keys::generate().public_key());
         let (mut trades, id) = (Trades::default(), EventId::all_zeros());
-        trades.open(id, &matched(seller, buyer));
+        trades.open(id, MARKET, &matched(seller, buyer));
         let at = Millis::new(2_000);
         for (step, who) in [(1, seller), (1, buyer), (2, buyer), (3, seller), (4, buyer)] {
             assert_eq!(trades.report((id, step), who, 8, at), Ok(None));
         }
         assert_eq!(trades.next_deadline(), Some(Millis::new(1_000 + 5_280_000)));
         assert_eq!(trades.report((id, 6), seller, 8, at), Ok(None));
-        let settled = trades.report((id, 6), buyer, 9, at).unwrap().unwrap();
+        let (settled, print) = trades.report((id, 6), buyer, 9, at).unwrap().unwrap();
+        assert_eq!((print.market, print.place), (MARKET, (7, 0)));
+        assert_eq!(print.trade.at, Millis::new(1_000), "the time of the match");
         assert_eq!((settled.fate, settled.traders), (Fate::Completed, [seller, buyer]));
         assert_eq!(trades.next_deadline(), None);
     }

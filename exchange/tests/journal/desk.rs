@@ -1,9 +1,10 @@
 //! Places, outcomes, records, restarts.
 
+use hashpit_exchange::audit::audit;
 use hashpit_exchange::desk::Answer;
 use hashpit_nips::eh01::EpochState;
-use hashpit_nips::eh04::{Action, MarketState, OnEpoch, Side, Terms};
-use hashpit_nips::eh05::{Effect, Fate, Match, Outcome, Settlement};
+use hashpit_nips::eh04::{Action, MarketState, OnEpoch, Rules, Side, Terms};
+use hashpit_nips::eh05::{Effect, Fate, LastTrade, Match, Outcome, Settlement};
 use hashpit_nips::{Lots, Millis, Price};
 use nostr::{EventBuilder, Keys, Kind, Tag, Timestamp};
 
@@ -34,8 +35,46 @@ async fn two_offers_meet_and_the_record_says_so() {
     let (newest, changes) = world.desk.take_changes();
     assert_eq!(newest, Some(entry.seq));
     assert_eq!(changes[&world.epoch(1)].asks, book.asks);
-    assert_eq!(changes[&world.epoch(1)].last.unwrap().price, Price::new(1_500));
+    assert_eq!(changes[&world.epoch(1)].last, None, "it is not settled yet");
     assert!(world.desk.take_changes().1.is_empty());
+}
+
+#[tokio::test]
+async fn the_last_trade_is_the_newest_match_that_was_completed() {
+    let (world, seller, buyer) = house().await;
+    let mut matches = Vec::new();
+    for price in [1_500, 1_600, 1_700] {
+        world.pass(1_000);
+        world.accepted(&world.offer(&seller, World::terms(Side::Sell, price, 2))).await;
+        let taken = world.accepted(&world.offer(&buyer, World::terms(Side::Buy, price, 2))).await;
+        matches.push((world.record(taken.seq)[1].id, price, taken.at));
+    }
+    assert_eq!(world.last().await, None, "none is settled");
+    world.desk.take_changes();
+
+    // The second is settled first. It stays the newest when the first is, too.
+    let (of, price, at) = matches[1];
+    world.pass(5_000);
+    let done = world.settle(of, [&seller, &buyer]).await;
+    let last = LastTrade { price: Price::new(price), lots: Lots::new(2), at };
+    assert_eq!(world.last().await, Some(last));
+    let (newest, changes) = world.desk.take_changes();
+    assert_eq!((newest, changes[&world.epoch(1)].last), (Some(done.seq), Some(last)));
+    assert!(changes[&world.epoch(1)].asks.is_empty(), "no level has changed");
+    world.settle(matches[0].0, [&seller, &buyer]).await;
+    assert_eq!(world.last().await, Some(last));
+    assert!(world.desk.take_changes().1.is_empty());
+
+    // The third fails, and nobody has traded at its price.
+    world.pass(60_000);
+    world.accepted(&world.command(&seller, Action::Alive(None))).await;
+    let told: Vec<_> = world.records().into_iter().flatten().collect();
+    let told = told.iter().filter_map(|event| Settlement::decode(event).ok());
+    let fates: Vec<_> = told.map(|settled| (settled.of, settled.fate)).collect();
+    let both = vec![seller.public_key(), buyer.public_key()];
+    let failed = (matches[2].0, Fate::Failed { step: 1, due: both });
+    assert_eq!(fates.last(), Some(&failed));
+    assert_eq!(world.last().await, Some(last));
 }
 
 #[tokio::test]
@@ -195,6 +234,46 @@ async fn who_does_not_settle_is_on_record() {
     assert_eq!(failed.fate, Fate::Failed { step: 1, due: vec![buyer.public_key()] });
     assert_eq!(failed.of, of);
     assert_eq!(failed.at, Millis::new(START + 60_000));
+}
+
+#[tokio::test]
+async fn what_settles_or_ends_an_offer_does_not_count_against_its_traders_rate() {
+    let world = World::open(Rules { events_per_minute: 4, ..rules() });
+    world.publish(1, EpochState::Open).await;
+    let (seller, buyer) = (Keys::generate(), Keys::generate());
+    let [stands, other] = ["stands", "other"]
+        .map(|d| world.offer_at(&seller, d, None, Some(World::terms(Side::Sell, 900, 1))));
+    world.accepted(&world.offer(&seller, World::terms(Side::Sell, 100, 2))).await;
+    let taken = world.accepted(&world.offer(&buyer, World::terms(Side::Buy, 100, 2))).await;
+    let of = world.record(taken.seq)[1].id;
+    let step = |step| world.command(&seller, Action::Step { of, step });
+    world.accepted(&step(1)).await;
+    world.accepted(&stands).await;
+    world.accepted(&other).await;
+    assert!(world.refused(&step(2)).await.contains("the other trader's"), "the fourth");
+    world.accepted(&step(3)).await;
+
+    // At the limit: what is awaited is taken, and ends nothing of the minute.
+    world.accepted(&step(5)).await;
+    world.accepted(&world.offer_at(&seller, "other", Some(other.id), None)).await;
+    let ignored = async |event| {
+        let answer = world.desk.submit(event).await.unwrap();
+        assert!(matches!(answer, Answer::Ignored(_)), "{answer:?}");
+    };
+    world.pass(1_000);
+    assert!(world.refused(&step(5)).await.starts_with("rate-limited:"), "said before");
+    ignored(step(2)).await;
+    ignored(world.offer_at(&seller, "stands", Some(other.id), None)).await;
+    ignored(world.offer_at(&seller, "other", None, None)).await;
+    world.accepted(&step(6)).await;
+    world.accepted(&world.command(&seller, Action::CancelAll(None))).await;
+    world.pass(1_000);
+    ignored(world.command(&seller, Action::CancelAll(None))).await;
+    let report = audit(world.exchange.public_key(), &world.evidence(&[]).await);
+    assert!(report.is_clean(), "{:?}", report.findings);
+
+    world.pass(60_000);
+    world.accepted(&world.command(&seller, Action::CancelAll(None))).await;
 }
 
 #[tokio::test]

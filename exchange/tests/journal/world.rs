@@ -11,7 +11,7 @@ use hashpit_exchange::desk::{Answer, Clock, Desk, DeskThread};
 use hashpit_exchange::journal::Journal;
 use hashpit_nips::eh01::{EpochKeyset, EpochState};
 use hashpit_nips::eh04::{Action, Command, MarketId, Offer, Payment, Rules, Side, Terms, Way};
-use hashpit_nips::eh05::{Checkpoint, Entry, Outcome};
+use hashpit_nips::eh05::{Checkpoint, Entry, LastTrade, Outcome};
 use hashpit_nips::{EpochId, HashUnits, Lots, Millis, Price, WorkBits};
 use nostr::{Event, EventId, Keys, RelayUrl, Timestamp};
 
@@ -109,6 +109,18 @@ impl World {
         let command = Command { exchange: self.exchange.public_key(), action };
         let event = command.encode().custom_created_at(Timestamp::from(self.now() / 1000));
         event.sign_with_keys(trader).unwrap()
+    }
+
+    /// Both traders say that a match is settled; the entry that completes it.
+    pub async fn settle(&self, of: EventId, traders: [&Keys; 2]) -> Entry {
+        let [one, other] = traders.map(|it| self.command(it, Action::Step { of, step: 6 }));
+        self.accepted(&one).await;
+        self.accepted(&other).await
+    }
+
+    /// The newest match that was completed in the first epoch's market.
+    pub async fn last(&self) -> Option<LastTrade> {
+        self.desk.snapshots(None).await.unwrap().remove(0).book.last
     }
 
     /// Hands in an event; its entry.

@@ -20,14 +20,15 @@ pub struct Level(
     pub u32,
 );
 
-/// The newest trade of a market.
+/// The newest match of a market that was completed: of those whose settlement both
+/// traders have confirmed, the one with the highest sequence, then number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastTrade {
     /// Price of one lot.
     pub price: Price,
     /// Lots of the match.
     pub lots: Lots,
-    /// When.
+    /// When they met.
     pub at: Millis,
 }
 
@@ -64,7 +65,7 @@ pub struct Book {
     /// Whether further levels were left out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut: bool,
-    /// The newest trade.
+    /// The newest match that was completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastTrade>,
 }
@@ -126,7 +127,7 @@ pub struct Change {
     pub bids: Vec<Level>,
     /// Asks, likewise.
     pub asks: Vec<Level>,
-    /// The newest trade.
+    /// The newest match that was completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastTrade>,
 }

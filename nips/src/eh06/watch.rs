@@ -2,7 +2,11 @@
 
 use cashu::mint_url::MintUrl;
 use cashu::{PublicKey as CashuKey, SwapRequest};
+use nostr::{EventBuilder, PublicKey, UnsignedEvent};
 use serde::{Deserialize, Serialize};
+
+use super::MessageError;
+use crate::kind;
 
 /// A claim of the sats, signed by the seller over its own outputs (NUT-11,
 /// `SIG_ALL`): whoever learns the preimage can finish it, and nobody can redirect
@@ -27,4 +31,21 @@ pub struct Watch {
     pub sats_until: u64,
     /// The claim, without the preimage.
     pub claim: SwapRequest,
+}
+
+impl Watch {
+    /// The rumor that is sealed and wrapped (NIP-59). It names no match: a
+    /// watchtower has no use for one.
+    pub fn rumor(&self, from: PublicKey) -> UnsignedEvent {
+        let content = serde_json::to_string(self).expect("strings and numbers are JSON");
+        EventBuilder::new(kind::WATCH, content).build(from)
+    }
+
+    /// Reads a rumor.
+    pub fn read(rumor: &UnsignedEvent) -> Result<Self, MessageError> {
+        if rumor.kind != kind::WATCH {
+            return Err(MessageError::Kind(rumor.kind.as_u16()));
+        }
+        Ok(serde_json::from_str(&rumor.content)?)
+    }
 }

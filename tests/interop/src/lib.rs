@@ -7,10 +7,12 @@
 //! | [`tap`] | what a Stratum V1 server told its miner |
 //! | [`foreign_relay`] | nostr-rs-relay |
 //! | [`bunker`] | a remote signer by NDK |
+//! | [`lightning`] | Bitcoin Core, two LDK nodes and wallets by Nostr Wallet Connect |
 //! | [`pair`] | a pool and the wallet that it pays |
 
 pub mod bunker;
 pub mod foreign_relay;
+pub mod lightning;
 pub mod pair;
 pub mod tap;
 pub mod translator;

@@ -109,6 +109,13 @@ pub struct Make {
     /// offer.
     #[arg(long)]
     pub hidden: bool,
+    /// Do not settle its matches in the background: `hashpit trade watch`, `proxy` or
+    /// `up` does.
+    #[arg(long)]
+    pub no_watch: bool,
+    /// Make it although the wallet could not settle all of it.
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -162,9 +169,13 @@ pub struct Trades {
     /// The market: unit, shortened unit or height.
     #[arg(long, value_name = "UNIT", conflicts_with = "by")]
     pub market: Option<String>,
-    /// Go on, and show each trade as it happens.
+    /// Go on, and show each trade when it is matched, and when it is settled or
+    /// fails.
     #[arg(long, conflicts_with = "by")]
     pub follow: bool,
+    /// Only those that both sides have settled.
+    #[arg(long, conflicts_with = "by")]
+    pub settled: bool,
     /// How this key has settled instead.
     #[arg(long, value_name = "NPUB")]
     pub by: Option<PublicKey>,
@@ -186,12 +197,67 @@ pub struct Market {
 pub enum MarketCommand {
     /// Show the exchange's markets.
     List,
-    /// Show one market's terms, and the exchange's rules.
+    /// Show one market's terms and prices, and the exchange's rules.
     Show {
         /// The market: unit, shortened unit or height. May be left out where only
         /// one is open.
         unit: Option<String>,
     },
+    /// Show prices over time, of settled trades.
+    ///
+    /// A trade counts at the time at which it was matched, so the last 90 minutes may
+    /// still grow. Periods without a trade are left out.
+    Candles(Candles),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Candles {
+    /// The market: unit, shortened unit or height. May be left out where only one is
+    /// open.
+    #[arg(long, value_name = "UNIT")]
+    pub market: Option<String>,
+    /// Length of a period; it begins at a multiple of that, UTC.
+    #[arg(long, value_name = "PERIOD", value_enum, default_value_t)]
+    pub every: Every,
+    /// Periods, up to now.
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub limit: u64,
+}
+
+/// A period.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Every {
+    #[value(name = "1m")]
+    Minute,
+    #[value(name = "5m")]
+    FiveMinutes,
+    #[default]
+    #[value(name = "1h")]
+    Hour,
+    #[value(name = "1d")]
+    Day,
+}
+
+impl Every {
+    pub fn seconds(self) -> u64 {
+        match self {
+            Self::Minute => 60,
+            Self::FiveMinutes => 300,
+            Self::Hour => 3_600,
+            Self::Day => 86_400,
+        }
+    }
+}
+
+impl std::fmt::Display for Every {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Minute => "minute",
+            Self::FiveMinutes => "5 minutes",
+            Self::Hour => "hour",
+            Self::Day => "day",
+        })
+    }
 }
 
 /// A setting of the dead man's switch.

@@ -117,8 +117,8 @@ impl<'a> View<'a> {
         Some(self.fair?.msats_a_lot(self.market.lot, bits))
     }
 
-    /// The price that stands for the market: of the last trade, or else between the
-    /// best offers.
+    /// The price that stands for the market: of the newest settled trade, or else
+    /// between the best offers.
     fn price(book: &Book) -> Option<Price> {
         let between = || {
             let (bid, ask) = (book.bids().next()?.0, book.asks().next()?.0);
@@ -182,7 +182,7 @@ impl<'a> View<'a> {
         if let Some(last) = book.last() {
             let (number, when) =
                 (lots(last.lots.get().into()), terminal::ago(last.at.get() / 1000));
-            foot.push(("last", format!("{} a lot, {number}, {when}", of_price(last.price))));
+            foot.push(("settled", format!("{} a lot, {number}, {when}", of_price(last.price))));
         }
         if let Some(fair) = self.fair_lot() {
             foot.push(("fair", format!("{} msats a lot", decimal(fair, 1))));

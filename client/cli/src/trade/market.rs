@@ -1,10 +1,10 @@
-//! `hashpit market [list | show]`.
+//! `hashpit market [list | show | candles]`.
 
 use std::path::Path;
 
-use hashpit_client::trade::Exchange;
-use hashpit_nips::Msats;
+use hashpit_client::trade::{Candle, Exchange, Ticker};
 use hashpit_nips::eh04::{Market as Terms, Payment};
+use hashpit_nips::{Msats, Price};
 use nostr_sdk::ToBech32;
 use serde_json::{Value, json};
 
@@ -19,14 +19,22 @@ pub async fn run(options: Market, settings: &config::Trade, data_dir: &Path) -> 
     let exchange = super::connect(&options.at, settings, None, data_dir).await?;
     let json = options.at.json;
     match options.command {
-        None | Some(MarketCommand::List) => list(&exchange, json),
+        None | Some(MarketCommand::List) => {
+            let tickers = exchange.tickers(None).await?;
+            list(&exchange, &tickers, json);
+        }
+        Some(MarketCommand::Candles(options)) => {
+            super::candles::run(&exchange, &options, json).await?;
+        }
         Some(MarketCommand::Show { unit }) => {
             let market = exchange.market(unit.as_deref())?;
+            let ticker = exchange.tickers(Some(market.epoch)).await?.pop();
             if json {
+                let market = of_market(market, ticker.as_ref());
                 let rules = serde_json::to_value(&exchange.info().rules)?;
-                println!("{}", json!({ "market": of_market(market), "rules": rules }));
+                println!("{}", json!({ "market": market, "rules": rules }));
             } else {
-                show(&exchange, market);
+                show(&exchange, market, ticker.as_ref());
             }
         }
     }
@@ -34,9 +42,11 @@ pub async fn run(options: Market, settings: &config::Trade, data_dir: &Path) -> 
     Ok(())
 }
 
-fn list(exchange: &Exchange, json: bool) {
+fn list(exchange: &Exchange, tickers: &[Ticker], json: bool) {
+    let ticker = |market: &Terms| tickers.iter().find(|ticker| ticker.epoch == market.epoch);
     if json {
-        println!("{}", exchange.markets().iter().map(of_market).collect::<Value>());
+        let markets = exchange.markets().iter().map(|market| of_market(market, ticker(market)));
+        println!("{}", markets.collect::<Value>());
         return;
     }
     let Ok(npub) = exchange.key().to_bech32();
@@ -45,15 +55,33 @@ fn list(exchange: &Exchange, json: bool) {
         println!("No market yet: it opens one for each epoch of its pools.");
         return;
     }
-    let head = ["unit", "state", "lot", "tick, msats", "tick, sats", "maker", "taker"];
-    let mut table = terminal::table(&head, &[2, 3, 4, 5, 6]);
+    let head = [
+        "unit",
+        "state",
+        "lot",
+        "last, msats",
+        "lots, 24 h",
+        "sats, 24 h",
+        "high",
+        "low",
+        "maker",
+        "taker",
+    ];
+    let mut table = terminal::table(&head, &[2, 3, 4, 5, 6, 7, 8, 9]);
     for market in exchange.markets() {
+        let ticker = ticker(market);
+        let last = ticker.and_then(|ticker| ticker.last);
+        let day = ticker.and_then(|ticker| ticker.day);
+        let of_day = |value: fn(Candle) -> String| day.map(value).unwrap_or_default();
         table.add_row([
             short_unit(&market.epoch.to_string()),
             state(market),
             format!("{} ehash", grouped(market.lot.get())),
-            grouped(market.tick.get()),
-            sats(Msats::new(market.tick.get())),
+            last.map(|last| grouped(last.price.get())).unwrap_or_default(),
+            of_day(|day| grouped(day.lots)),
+            of_day(|day| sats(day.msats)),
+            of_day(|day| grouped(day.high.get())),
+            of_day(|day| grouped(day.low.get())),
             percent(market.fee_ppm.0),
             percent(market.fee_ppm.1),
         ]);
@@ -61,11 +89,14 @@ fn list(exchange: &Exchange, json: bool) {
     terminal::print(&table);
 }
 
-fn show(exchange: &Exchange, market: &Terms) {
+fn show(exchange: &Exchange, market: &Terms, ticker: Option<&Ticker>) {
     let rules = &exchange.info().rules;
     let of = |what: &str, value: String| println!("{what:<13} {value}");
     of("unit", market.epoch.to_string());
     of("state", state(market));
+    for (what, value) in ticker.map(prices).unwrap_or_default() {
+        of(what, value);
+    }
     of("mint", market.mint.to_string().escape_debug().to_string());
     of("lot", format!("{} ehash", grouped(market.lot.get())));
     of("tick", format!("{} a lot", msats(Msats::new(market.tick.get()))));
@@ -79,6 +110,24 @@ fn show(exchange: &Exchange, market: &Terms) {
     for payment in &market.pay {
         of("pay", pay(payment));
     }
+}
+
+/// Last price, volume and range, of settled trades.
+fn prices(ticker: &Ticker) -> Vec<(&'static str, String)> {
+    let a_lot = |price: Price| format!("{} a lot", msats(Msats::new(price.get())));
+    let last = ticker.last.map_or("nothing was settled yet".to_owned(), |last| {
+        let (number, when) = (lots(last.lots.get().into()), terminal::ago(last.at.get() / 1000));
+        format!("{}, {number}, {when}", a_lot(last.price))
+    });
+    let mut prices = vec![("last settled", last)];
+    if let Some(day) = ticker.day {
+        let trades = if day.trades == 1 { "trade" } else { "trades" };
+        let volume = format!("{} for {}", lots(day.lots), msats(day.msats));
+        prices.push(("24 h", format!("{volume}, {} {trades}", grouped(day.trades))));
+        prices.push(("24 h high", a_lot(day.high)));
+        prices.push(("24 h low", a_lot(day.low)));
+    }
+    prices
 }
 
 fn pay(payment: &Payment) -> String {
@@ -107,7 +156,8 @@ fn percent(ppm: u32) -> String {
     }
 }
 
-fn of_market(market: &Terms) -> Value {
+fn of_market(market: &Terms, ticker: Option<&Ticker>) -> Value {
+    let day = ticker.and_then(|ticker| ticker.day);
     json!({
         "unit": market.epoch,
         "mint": market.mint,
@@ -119,6 +169,15 @@ fn of_market(market: &Terms) -> Value {
         "maker_fee_ppm": market.fee_ppm.0,
         "taker_fee_ppm": market.fee_ppm.1,
         "pay": market.pay,
+        "last": ticker.and_then(|ticker| ticker.last),
+        "day": {
+            "since": ticker.map(|ticker| ticker.since.as_secs()),
+            "trades": day.map_or(0, |day| day.trades),
+            "lots": day.map_or(0, |day| day.lots).to_string(),
+            "msats": day.map(|day| day.msats).unwrap_or_default(),
+            "high": day.map(|day| day.high),
+            "low": day.map(|day| day.low),
+        },
     })
 }
 

@@ -5,16 +5,20 @@
 //! | `args` | the command lines |
 //! | `offer` | `offer …`: what this wallet trades |
 //! | `book` | `book`: a market's offers, and what ehash is worth |
-//! | `trades` | `trades`: what was traded, and by whom |
-//! | `market` | `market …`: terms and rules |
+//! | `trades` | `trades`: what was matched, what became of it, and who settles |
+//! | `market` | `market …`: terms, rules and prices |
+//! | `candles` | `market candles`: prices over time |
+//! | `settle` | `trade …`: what becomes of matches |
 //!
 //! To look takes no wallet. To offer takes one, whose words derive the key that
 //! offers are signed with.
 
 pub mod args;
 mod book;
+mod candles;
 mod market;
 mod offer;
+pub mod settle;
 mod trades;
 
 use std::path::Path;
@@ -28,6 +32,7 @@ use hashpit_nips::Msats;
 pub use market::run as market;
 use nostr_sdk::RelayUrl;
 pub use offer::run as offer;
+pub use settle::run as trade;
 pub use trades::run as trades;
 
 use crate::config;
@@ -64,7 +69,7 @@ async fn connect(
 }
 
 /// Those that the wallet claims through, and backs up to.
-async fn relays_of(wallet: &Wallet) -> anyhow::Result<Vec<RelayUrl>> {
+pub async fn relays_of(wallet: &Wallet) -> anyhow::Result<Vec<RelayUrl>> {
     let mut relays: Vec<_> = wallet.pools().await?.into_iter().flat_map(|p| p.relays).collect();
     relays.extend(wallet.backup_settings().await?.relays);
     relays.sort();

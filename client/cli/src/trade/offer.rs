@@ -3,36 +3,55 @@
 use std::path::Path;
 
 use anyhow::bail;
+use hashpit_client::Wallet;
+use hashpit_client::settle::{self, Limits};
 use hashpit_client::trade::{Answer, End, Exchange, OwnOffer, Standing, Trade, Trader};
 use hashpit_nips::eh04::{Market, Terms, Way};
 use hashpit_nips::eh05::Outcome;
 use hashpit_nips::{Lots, Msats, Price};
-use nostr_sdk::Timestamp;
+use nostr_sdk::{Timestamp, ToBech32};
 use serde_json::{Value, json};
 
 use super::args::{Alive, Amend, Make, Offer, OfferCommand};
+use super::settle::background::{Background, Started};
 use super::{lots, msats};
 use crate::config;
 use crate::terminal::{self, grouped, printable};
-use crate::wallet::{open, short_unit};
+use crate::wallet::{open_and_tell, short_unit};
 
 /// What is said of an offer that was cancelled before it had an answer.
 const EARLY: &str = "The exchange has not answered the offer itself, and may still accept it: look \
                      with `hashpit offer list`, and cancel it then.";
 
-/// `hashpit offer …`.
-pub async fn run(options: Offer, settings: &config::Trade, data_dir: &Path) -> anyhow::Result<()> {
-    let wallet = open(&data_dir.join("wallet")).await?;
+/// Counterparties of one offer that are looked up.
+const MAX_MET: usize = 5;
+
+/// `hashpit offer …`. The configuration's file is for a process that settles.
+pub async fn run(
+    options: Offer,
+    settings: &config::Trade,
+    data_dir: &Path,
+    file: Option<&Path>,
+) -> anyhow::Result<()> {
+    let (wallet, password) = open_and_tell(&data_dir.join("wallet")).await?;
     let exchange = super::connect(&options.at, settings, Some(&wallet), data_dir).await?;
     let mut trader = Trader::connect(wallet.trade_keys(), exchange).await?;
-    let done = carry_out(&mut trader, options.command, options.at.json).await;
+    let json = options.at.json;
+    let done = match options.command {
+        OfferCommand::Make(options) => {
+            let maker = Maker { wallet: &wallet, limits: settings.limits(), json };
+            let background = Background { config: file, data_dir, password };
+            maker.make(&mut trader, options, background).await
+        }
+        command => carry_out(&mut trader, command, json).await,
+    };
     trader.close().await;
     done
 }
 
 async fn carry_out(trader: &mut Trader, command: OfferCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        OfferCommand::Make(options) => make(trader, options, json).await,
+        OfferCommand::Make(_) => unreachable!("made before"),
         OfferCommand::Amend(options) => amend(trader, &options, json).await,
         OfferCommand::List { all } => list(trader, all, json).await,
         OfferCommand::Cancel { id } => {
@@ -58,12 +77,59 @@ async fn carry_out(trader: &mut Trader, command: OfferCommand, json: bool) -> an
     }
 }
 
-async fn make(trader: &mut Trader, options: Make, json: bool) -> anyhow::Result<()> {
-    let market = trader.exchange().market(options.market.as_deref())?.clone();
-    let (d, hidden) = (format!("{:012x}", rand::random::<u64>() >> 16), options.hidden);
-    let terms = terms(&market, options)?;
-    let answer = trader.make(&market, d.clone(), terms.clone(), hidden).await?;
-    told(&answer, json, || acknowledged(&d, &market, &terms, &answer))
+/// Who makes an offer.
+struct Maker<'a> {
+    wallet: &'a Wallet,
+    limits: Limits,
+    json: bool,
+}
+
+impl Maker<'_> {
+    async fn make(
+        &self,
+        trader: &mut Trader,
+        options: Make,
+        background: Background<'_>,
+    ) -> anyhow::Result<()> {
+        let market = trader.exchange().market(options.market.as_deref())?.clone();
+        let (d, hidden) = (format!("{:012x}", rand::random::<u64>() >> 16), options.hidden);
+        let (force, watch) = (options.force, !options.no_watch);
+        let terms = terms(&market, options)?;
+        self.can_settle(&market, &terms, force).await?;
+        let answer = trader.make(&market, d.clone(), terms.clone(), hidden).await?;
+        told(&answer, self.json, || acknowledged(&d, &market, &terms, &answer))?;
+        counterparties(trader.exchange(), &answer, self.json).await;
+        let is_something_to_settle = answer.ended.is_none() || !answer.matches.is_empty();
+        if watch && is_something_to_settle {
+            say(background.start(self.wallet, trader.exchange())?);
+        }
+        Ok(())
+    }
+
+    /// Refuses an offer that could not be settled, or with `force` only warns.
+    async fn can_settle(&self, market: &Market, terms: &Terms, force: bool) -> anyhow::Result<()> {
+        let obstacles = settle::obstacles(self.wallet, &self.limits, market, terms).await?;
+        for obstacle in obstacles {
+            if !force {
+                bail!("this offer could not be settled: {obstacle}; --force makes it anyway");
+            }
+            eprintln!("This offer could not be settled: {obstacle}.");
+        }
+        Ok(())
+    }
+}
+
+fn say(started: Started) {
+    match started {
+        Started::Now(id, log) => eprintln!(
+            "Matches are settled in the background, by process {id}, until nothing is left to \
+             do; its log is {}. See `hashpit trade list`.",
+            log.display()
+        ),
+        Started::Before => eprintln!(
+            "Matches are settled by a hashpit process that runs already. See `hashpit trade list`."
+        ),
+    }
 }
 
 fn terms(market: &Market, options: Make) -> anyhow::Result<Terms> {
@@ -103,7 +169,30 @@ async fn amend(trader: &mut Trader, options: &Amend, json: bool) -> anyhow::Resu
     let terms = amended(&own.terms, options)?;
     let market = trader.exchange().market(Some(&own.market.epoch.to_string()))?.clone();
     let answer = trader.amend(&own, terms.clone()).await?;
-    told(&answer, json, || acknowledged(&own.d, &market, &terms, &answer))
+    told(&answer, json, || acknowledged(&own.d, &market, &terms, &answer))?;
+    counterparties(trader.exchange(), &answer, json).await;
+    Ok(())
+}
+
+/// Says how those have settled so far whom an offer has met at once.
+async fn counterparties(exchange: &Exchange, answer: &Answer, json: bool) {
+    if json {
+        return;
+    }
+    let other = |trade: &Trade| {
+        let legs = [trade.terms.maker, trade.terms.taker];
+        legs.into_iter().find(|leg| leg.offer != answer.event).map(|leg| leg.trader)
+    };
+    let mut met: Vec<_> = answer.matches.iter().filter_map(other).collect();
+    met.sort_unstable();
+    met.dedup();
+    for trader in met.into_iter().take(MAX_MET) {
+        let Ok(npub) = trader.to_bech32();
+        match exchange.reputation(trader).await {
+            Ok(found) => println!("  with {npub}: {found}"),
+            Err(error) => tracing::debug!(%error, npub, "how somebody settles is not known"),
+        }
+    }
 }
 
 fn amended(old: &Terms, options: &Amend) -> anyhow::Result<Terms> {

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use hashpit_client::issuance::Progress;
 use hashpit_client::miner;
+use hashpit_client::wallet::MintUrl;
 use hashpit_pool::Status;
 use nostr_sdk::{PublicKey, RelayUrl, ToBech32};
 
+use super::buying::Bought;
 use super::offering::Offered;
 use crate::wallet::short_unit;
 
@@ -23,6 +25,8 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Addresses {
     pub relay: RelayUrl,
     pub mint: String,
+    /// Where the mint issues simulated sats, if it does.
+    pub sats: Option<MintUrl>,
     pub sv2: SocketAddr,
     pub authority: String,
     /// The proxy's ports: Sv1, Sv2.
@@ -49,7 +53,7 @@ struct Last {
 impl Display {
     /// Prints the head.
     pub fn start(dir: &Path, addresses: &Addresses) -> Self {
-        let Addresses { relay, mint, sv2, authority, pool, exchange, miner, .. } = addresses;
+        let Addresses { relay, mint, sats, sv2, authority, pool, exchange, miner, .. } = addresses;
         let ([proxy_sv1, proxy_sv2], proxy_authority) =
             (addresses.proxy, &addresses.proxy_authority);
         let (Ok(pool), Ok(exchange), Ok(miner)) =
@@ -57,6 +61,9 @@ impl Display {
         eprintln!("hashpit is up. Data in {}; Ctrl-C stops.\n", dir.display());
         eprintln!("  relay      {relay}");
         eprintln!("  mint       {mint}");
+        if let Some(sats) = sats {
+            eprintln!("  sats       {sats}  SIMULATION: worth nothing");
+        }
         eprintln!("  Sv2        {sv2}");
         eprintln!("  authority  {authority}");
         eprintln!("  pool       {pool}");
@@ -83,6 +90,7 @@ impl Display {
         miner: &miner::Progress,
         wallet: &Progress,
         offered: &Offered,
+        bought: &Bought,
     ) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let due = last.at.is_none_or(|at| elapsed.saturating_sub(at) >= PLAIN_INTERVAL);
@@ -91,7 +99,7 @@ impl Display {
             return;
         }
         *last = Last { at: Some(elapsed), had_ehash: wallet.received.get() > 0 };
-        let line = line(elapsed, pool, miner, wallet) + &offer(offered);
+        let line = line(elapsed, pool, miner, wallet) + &offer(offered) + &matched(bought);
         if self.terminal {
             // Overwrite the line; a broken terminal is no reason to stop.
             let _ = write!(stderr(), "\r\x1b[2K{line}");
@@ -129,4 +137,9 @@ fn line(elapsed: Duration, pool: &Status, miner: &miner::Progress, wallet: &Prog
 fn offer(offered: &Offered) -> String {
     let offer = offered.offer.as_ref();
     offer.map(|offer| format!("  on offer {} lots", offer.lots)).unwrap_or_default()
+}
+
+fn matched(bought: &Bought) -> String {
+    let matched = bought.matched.as_ref();
+    matched.map(|matched| format!("  matched {} lots", matched.lots)).unwrap_or_default()
 }

@@ -25,14 +25,14 @@ pub struct Offered {
     pub offer: Option<Offer>,
 }
 
-/// An offer in the book.
+/// An offer in the book, or one that was bought.
 #[derive(Debug, Clone)]
 pub struct Offer {
     /// Its name.
     pub d: String,
     /// Its epoch.
     pub epoch: EpochId,
-    /// Lots on sale.
+    /// Lots that were put on sale.
     pub lots: Lots,
     /// Price of a lot.
     pub price: Price,
@@ -62,7 +62,7 @@ pub struct Worth {
 impl Worth {
     /// The share of the reward that a lot's work earns when an epoch takes exactly
     /// the work that is expected; a multiple of the market's tick, at least one.
-    fn price(&self, market: &Market) -> Result<Price, UnitError> {
+    pub fn price(&self, market: &Market) -> Result<Price, UnitError> {
         let overflow = UnitError::Overflow("msats a lot");
         let lot = self.bits.work_of(market.lot)?.get();
         let msats = u128::from(self.reward.get()).checked_mul(1000).ok_or(overflow)?;
@@ -157,9 +157,9 @@ impl Seller {
 /// What has become of an epoch's offer.
 #[derive(Debug)]
 enum Standing {
-    /// It is in the book, or has its place behind a hidden one.
+    /// It is in the book, has its place behind a hidden one, or was bought.
     Open(Offer),
-    /// There was one. The ehash of an epoch is offered once.
+    /// There was one, and it came to nothing. The ehash of an epoch is offered once.
     Over(End),
     /// There is none, or no word about it; why.
     NotYet(&'static str),
@@ -167,9 +167,11 @@ enum Standing {
 
 impl Standing {
     fn of(own: OwnOffer) -> Self {
-        let (lots, seq) = (own.left(), own.seq.unwrap_or_default());
+        let (lots, seq) = (own.terms.lots, own.seq.unwrap_or_default());
         match own.standing {
-            trade::Standing::Open | trade::Standing::Deferred => {
+            trade::Standing::Open
+            | trade::Standing::Deferred
+            | trade::Standing::Over(End::Filled) => {
                 let (epoch, price) = (own.market.epoch, own.terms.price.unwrap_or_default());
                 Self::Open(Offer { d: own.d, epoch, lots, price, seq })
             }

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `make` | `init`, `restore`, `keys` |
 //! | `money` | `balance`, `send`, `receive`, `history`, `reclaim` |
+//! | `lightning` | `deposit`, `withdraw` |
 //! | `claim` | `claim` |
 //! | `pay` | `pay`, `request`, `outbox`, `receive --inbox` |
 //! | `backup` | `backup`: the wallet on Nostr relays |
 
 mod backup;
 mod claim;
+mod lightning;
 mod make;
 mod money;
 mod pay;
@@ -55,6 +57,10 @@ pub async fn run(
                 false => money::receive(&wallet, options, json).await,
             }
         }
+        WalletCommand::Deposit(options) => {
+            lightning::deposit(&wallet, options, json, shutdown).await
+        }
+        WalletCommand::Withdraw(options) => lightning::withdraw(&wallet, options, json).await,
         WalletCommand::Backup(options) => backup::run(&wallet, options, json).await,
         WalletCommand::Pay(options) => pay::pay(&wallet, options, json).await,
         WalletCommand::Request(options) => pay::request(&wallet, options, json).await,
@@ -67,9 +73,17 @@ pub async fn run(
 
 /// Opens the wallet in `dir`, asking for its password if it has one.
 pub async fn open(dir: &Path) -> anyhow::Result<Wallet> {
+    Ok(open_and_tell(dir).await?.0)
+}
+
+/// As [`open`]; the password too, for a process that has to open it again.
+pub async fn open_and_tell(dir: &Path) -> anyhow::Result<(Wallet, Option<String>)> {
     match Wallet::open(dir).await {
-        Err(WalletError::Locked(_)) => Ok(Wallet::unlock(dir, &terminal::password()?).await?),
-        opened => Ok(opened?),
+        Err(WalletError::Locked(_)) => {
+            let password = terminal::password()?;
+            Ok((Wallet::unlock(dir, &password).await?, Some(password)))
+        }
+        opened => Ok((opened?, None)),
     }
 }
 

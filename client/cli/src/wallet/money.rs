@@ -130,6 +130,8 @@ fn row(entry: &Entry) -> [String; 6] {
         What::Claimed => ("claimed", '+'),
         What::Received => ("received", '+'),
         What::Sent => ("sent", '−'),
+        What::Deposited => ("deposited", '+'),
+        What::Withdrawn => ("withdrawn", '−'),
     };
     let status = match (entry.status, entry.what) {
         (Status::Pending, _) => "pending",

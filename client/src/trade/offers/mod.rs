@@ -45,7 +45,7 @@ pub struct OwnOffer {
     /// A relay has a newer event for it that the exchange has not answered.
     pub unanswered: bool,
     /// When the newest event for it is dated; what replaces it must be later.
-    pub(super) dated: Timestamp,
+    pub dated: Timestamp,
     /// Every event by which it stood.
     events: Vec<EventId>,
 }

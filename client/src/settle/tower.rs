@@ -1,0 +1,407 @@
+//! A watchtower: finishes the claims of sellers who are away, once the buyer has
+//! shown the preimage.
+//!
+//! It keeps nothing: relays hold what sellers handed over (kind 8485), until after
+//! the sats' locktime. It learns no match, no trader's key and no proof that it
+//! could spend: a claim is signed over its outputs (NUT-11, `SIG_ALL`), and those
+//! are the seller's.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cdk::HttpClient;
+use cdk::mint_url::MintUrl;
+use cdk::nuts::{
+    CheckStateRequest, CurrencyUnit, ProofsMethods, PublicKey as CashuKey, State, SwapRequest,
+};
+use cdk::wallet::MintConnector;
+use hashpit_mailbox::{Arrival, Mailbox, MailboxError};
+use hashpit_nips::eh06::Watch;
+use nostr_sdk::nips::nip59::UnwrappedGift;
+use nostr_sdk::{Event, EventId, Filter, Keys, Kind, PublicKey, RelayUrl, Timestamp};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::keys::sha256;
+
+/// Claims watched at one time. Each takes some tens of kilobytes.
+const MAX_CLAIMS: usize = 4096;
+/// Claims of one sender; an honest one makes a key for each trade.
+const MAX_OF_SENDER: usize = 2;
+/// Bytes of a claim: what an encrypted message holds.
+const MAX_BYTES: usize = 65_535;
+/// Proofs of a leg, as EH-06 has it.
+const MAX_PROOFS: usize = 64;
+/// Longest watch, in seconds: a trade takes an hour and a half.
+const MAX_AHEAD: u64 = 24 * 60 * 60;
+/// Questions to mints under way at once.
+const MAX_ASKED: usize = 64;
+/// How long a mint may take to answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// First and longest pause between two questions.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Most seconds that the seller is given to claim the sats himself, and which part
+/// of the time that is left.
+const GRACE: (u64, u64) = (60, 4);
+/// How far back wraps are read: NIP-59 dates them up to two days before they are
+/// sent.
+const BACK: u64 = 3 * 24 * 60 * 60;
+/// Wraps in one answer of a relay, and answers that are read.
+const PAGE: usize = 200;
+const PAGES: usize = 50;
+/// Wraps that wait to be opened; a relay's further answers wait for them.
+const QUEUE: usize = 64;
+
+/// What a watchtower has done since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TowerProgress {
+    /// Claims watched now.
+    pub watching: usize,
+    /// Claims that it finished.
+    pub finished: usize,
+    /// Claims that needed nothing: taken back, or claimed by the seller.
+    pub needless: usize,
+    /// Claims that it could not finish in time.
+    pub missed: usize,
+    /// What was no claim, or too much.
+    pub refused: usize,
+}
+
+/// What became of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Finished,
+    Needless,
+    Missed,
+}
+
+/// A watchtower.
+#[derive(Debug)]
+pub struct Watchtower {
+    keys: Keys,
+    mailbox: Mailbox,
+    progress: watch::Sender<TowerProgress>,
+}
+
+impl Watchtower {
+    /// A watchtower with this key, on these relays.
+    pub async fn open(keys: Keys, relays: &[RelayUrl]) -> Result<Self, MailboxError> {
+        let mailbox = Mailbox::connect(keys.clone(), relays).await?;
+        Ok(Self { keys, mailbox, progress: watch::Sender::default() })
+    }
+
+    /// The key that sellers name under `[trade] watchers`.
+    pub fn public_key(&self) -> PublicKey {
+        self.keys.public_key()
+    }
+
+    /// What it does, as it goes on.
+    pub fn progress(&self) -> watch::Receiver<TowerProgress> {
+        self.progress.subscribe()
+    }
+
+    /// Watches until stopped.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), MailboxError> {
+        let mailbox = self.mailbox.clone();
+        let mut desk = Desk::new(self);
+        let outcome = desk.run(&stop).await;
+        desk.claims.shutdown().await;
+        desk.readers.shutdown().await;
+        mailbox.close().await;
+        outcome
+    }
+}
+
+/// Who takes in what relays hold.
+struct Desk {
+    tower: Watchtower,
+    seen: HashSet<EventId>,
+    senders: HashMap<PublicKey, usize>,
+    claims: JoinSet<(PublicKey, Outcome)>,
+    readers: JoinSet<()>,
+    asking: Arc<Semaphore>,
+}
+
+impl Desk {
+    fn new(tower: Watchtower) -> Self {
+        Self {
+            tower,
+            seen: HashSet::new(),
+            senders: HashMap::new(),
+            claims: JoinSet::new(),
+            readers: JoinSet::new(),
+            asking: Arc::new(Semaphore::new(MAX_ASKED)),
+        }
+    }
+
+    fn wraps(&self) -> Filter {
+        let since = Timestamp::now() - Duration::from_secs(BACK);
+        Filter::new().kind(Kind::GiftWrap).pubkey(self.tower.public_key()).since(since)
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<(), MailboxError> {
+        let mut inbox = self.tower.mailbox.subscribe(self.wraps()).await?;
+        let (stored, mut read) = mpsc::channel(QUEUE);
+        loop {
+            tokio::select! { biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(done) = self.claims.join_next(), if !self.claims.is_empty() => match done {
+                    Ok((sender, outcome)) => self.ended(sender, outcome),
+                    Err(error) if error.is_panic() => {
+                        std::panic::resume_unwind(error.into_panic())
+                    }
+                    Err(_) => {}
+                },
+                Some(_) = self.readers.join_next(), if !self.readers.is_empty() => {}
+                Some(event) = read.recv() => self.take(event).await,
+                arrival = inbox.next() => match arrival {
+                    Some(Arrival::Event(event)) => self.take(*event).await,
+                    Some(Arrival::Connected(relay)) => {
+                        let mailbox = self.tower.mailbox.clone();
+                        let reading = read_stored(mailbox, relay, self.wraps(), stored.clone());
+                        self.readers.spawn(reading);
+                    }
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    async fn take(&mut self, wrap: Event) {
+        if !self.seen.insert(wrap.id) {
+            return;
+        }
+        // What was forgotten is only opened once more, and found to be known.
+        if self.seen.len() > 4 * MAX_CLAIMS {
+            self.seen.clear();
+        }
+        match self.admit(&wrap).await {
+            Ok((sender, watch)) => self.watch(sender, watch),
+            Err(why) => {
+                debug!(why, wrap = %wrap.id, "not watched");
+                self.tower.progress.send_modify(|progress| progress.refused += 1);
+            }
+        }
+    }
+
+    /// Opens a wrap; why it is not watched.
+    async fn admit(&self, wrap: &Event) -> Result<(PublicKey, Watch), &'static str> {
+        if wrap.content.len() > 4 * MAX_BYTES {
+            return Err("it is too large");
+        }
+        let opened = UnwrappedGift::from_gift_wrap(&self.tower.keys, wrap).await;
+        let opened = opened.map_err(|_| "it does not open")?;
+        if opened.rumor.content.len() > MAX_BYTES {
+            return Err("it is too large");
+        }
+        let watch = Watch::read(&opened.rumor).map_err(|_| "it is no claim")?;
+        let now = Timestamp::now().as_secs();
+        let counts = [watch.ehash.len(), watch.claim.inputs().len(), watch.claim.outputs().len()];
+        if counts.iter().any(|count| !(1..=MAX_PROOFS).contains(count)) {
+            Err("it has too many proofs, or none")
+        } else if !(now..now + MAX_AHEAD).contains(&watch.sats_until) {
+            Err("it is too late for it, or much too early")
+        } else if self.claims.len() >= MAX_CLAIMS {
+            warn!("too many claims are watched; one is left alone");
+            Err("too many claims are watched")
+        } else if self.senders.get(&opened.sender).is_some_and(|of| *of >= MAX_OF_SENDER) {
+            Err("its sender has handed over enough")
+        } else {
+            Ok((opened.sender, watch))
+        }
+    }
+
+    fn watch(&mut self, sender: PublicKey, watch: Watch) {
+        *self.senders.entry(sender).or_default() += 1;
+        let claim = Claim { watch, asking: self.asking.clone() };
+        self.claims.spawn(async move { (sender, claim.finish().await) });
+        let watching = self.claims.len();
+        info!(watching, "a claim is watched");
+        self.tower.progress.send_modify(|progress| progress.watching = watching);
+    }
+
+    fn ended(&mut self, sender: PublicKey, outcome: Outcome) {
+        if let Some(of) = self.senders.get_mut(&sender) {
+            *of -= 1;
+            if *of == 0 {
+                self.senders.remove(&sender);
+            }
+        }
+        let watching = self.claims.len();
+        info!(?outcome, watching, "a watch is over");
+        self.tower.progress.send_modify(|progress| {
+            progress.watching = watching;
+            match outcome {
+                Outcome::Finished => progress.finished += 1,
+                Outcome::Needless => progress.needless += 1,
+                Outcome::Missed => progress.missed += 1,
+            }
+        });
+    }
+}
+
+/// Reads what a relay has, page after page. It may want authentication first, which
+/// takes a moment.
+async fn read_stored(
+    mailbox: Mailbox,
+    relay: RelayUrl,
+    filter: Filter,
+    stored: mpsc::Sender<Event>,
+) {
+    let (mut until, mut pause) = (None, PAUSE.0);
+    for _ in 0..PAGES {
+        let page = Filter { until, ..filter.clone() }.limit(PAGE);
+        let page = loop {
+            match mailbox.page(&relay, page.clone(), PATIENCE).await {
+                Ok(page) => break page,
+                Err(error) => debug!(%relay, %error, "it does not tell what it has"),
+            }
+            if pause >= PAUSE.1 {
+                // Once it is connected again this is begun anew.
+                return;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        };
+        let (length, oldest) = (page.len(), page.iter().map(|event| event.created_at).min());
+        for event in page {
+            if stored.send(event).await.is_err() {
+                return;
+            }
+        }
+        // A page of one second would be told again and again.
+        until = if oldest == until { oldest.map(|at| at - 1) } else { oldest };
+        if length == 0 || length < PAGE {
+            return;
+        }
+    }
+    warn!(%relay, "it has more for this watchtower than is read; what is older is left out");
+}
+
+/// A claim that waits for its preimage.
+struct Claim {
+    watch: Watch,
+    asking: Arc<Semaphore>,
+}
+
+impl Claim {
+    /// Finishes it, if that is needed.
+    async fn finish(self) -> Outcome {
+        let preimage = match self.preimage().await {
+            Ok(preimage) => preimage,
+            Err(outcome) => return outcome,
+        };
+        let now = Timestamp::now().as_secs();
+        let grace = GRACE.0.min(self.watch.sats_until.saturating_sub(now) / GRACE.1);
+        sleep(Duration::from_secs(grace)).await;
+        self.claim(preimage).await
+    }
+
+    fn is_late(&self) -> bool {
+        Timestamp::now().as_secs() > self.watch.sats_until
+    }
+
+    /// The preimage, once the ehash is spent with it.
+    async fn preimage(&self) -> Result<String, Outcome> {
+        let mint = HttpClient::new(self.watch.ehash_mint.clone(), None);
+        let mut pause = PAUSE.0;
+        while !self.is_late() {
+            match self.spent(&mint, &self.watch.ehash).await {
+                Ok(None) => {}
+                Ok(Some(preimages)) => {
+                    let shown = preimages.into_iter().find(|it| self.fits(it));
+                    return shown.ok_or(Outcome::Needless);
+                }
+                Err(error) => debug!(error, "the mint of the ehash does not answer"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+        // Nobody has claimed the ehash: the sats are the buyer's again.
+        Err(Outcome::Needless)
+    }
+
+    fn fits(&self, preimage: &str) -> bool {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(preimage, &mut bytes).is_ok() && sha256(&bytes) == self.watch.hash
+    }
+
+    /// What stands where preimages do in the witnesses of these points, if one of
+    /// them is spent (NUT-07).
+    async fn spent(
+        &self,
+        mint: &HttpClient,
+        ys: &[CashuKey],
+    ) -> Result<Option<Vec<String>>, String> {
+        let request = CheckStateRequest { ys: ys.to_vec() };
+        let told = self.ask(mint.post_check_state(request)).await?.states;
+        let spent = told.iter().filter(|it| ys.contains(&it.y) && it.state == State::Spent);
+        let spent: Vec<_> = spent.collect();
+        let shown = spent.iter().filter_map(|it| it.witness.as_ref()?.preimage()).collect();
+        Ok((!spent.is_empty()).then_some(shown))
+    }
+
+    /// Asks the sats' mint until it has carried the claim out, or it is too late.
+    async fn claim(&self, preimage: String) -> Outcome {
+        let mint = HttpClient::new(self.watch.sats_mint.clone(), None);
+        let mut claim = self.watch.claim.clone();
+        if let Some(first) = claim.inputs_mut().first_mut() {
+            first.add_preimage(preimage);
+        }
+        let Ok(inputs) = claim.inputs().ys() else { return Outcome::Missed };
+        let mut pause = PAUSE.0;
+        loop {
+            match self.spent(&mint, &inputs).await {
+                Ok(Some(_)) => return Outcome::Needless,
+                Ok(None) => match self.ask(mint.post_swap(claim.clone())).await {
+                    Ok(_) => return Outcome::Finished,
+                    Err(error) => {
+                        debug!(error, "the mint has not carried the claim out");
+                        self.renew(&mint, &mut claim).await;
+                    }
+                },
+                Err(error) => debug!(error, "the mint of the sats does not answer"),
+            }
+            if self.is_late() {
+                return Outcome::Missed;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// Names another keyset for the outputs, if the mint signs no more by theirs.
+    /// The signature does not cover that; their points and amounts it does.
+    async fn renew(&self, mint: &HttpClient, claim: &mut SwapRequest) {
+        let Ok(told) = self.ask(mint.get_mint_keysets()).await else { return };
+        let Some(named) = claim.outputs().first().map(|output| output.keyset_id) else { return };
+        let unit = told.keysets.iter().find(|keyset| keyset.id == named);
+        let (unit, active) = match unit {
+            Some(keyset) => (keyset.unit.clone(), keyset.active),
+            None => (CurrencyUnit::Sat, false),
+        };
+        let next = told.keysets.iter().find(|keyset| keyset.active && keyset.unit == unit);
+        if let (false, Some(next)) = (active, next) {
+            info!(mint = %self.sats_mint(), "the mint has another keyset now");
+            claim.outputs_mut().iter_mut().for_each(|output| output.keyset_id = next.id);
+        }
+    }
+
+    fn sats_mint(&self) -> &MintUrl {
+        &self.watch.sats_mint
+    }
+
+    async fn ask<T>(
+        &self,
+        question: impl Future<Output = Result<T, cdk::Error>>,
+    ) -> Result<T, String> {
+        let _turn = self.asking.acquire().await.map_err(|error| error.to_string())?;
+        let answer =
+            timeout(PATIENCE, question).await.map_err(|_| "it takes too long".to_owned())?;
+        answer.map_err(|error| error.to_string())
+    }
+}
