@@ -6,7 +6,7 @@ use cdk::nuts::{
     CheckStateRequest, HTLCWitness, KeySet, Proofs, ProofsMethods, SecretKey, State, SwapRequest,
     Witness,
 };
-use cdk::wallet::KeysetLoadPolicy;
+use cdk_common::wallet::KeysetLoadPolicy;
 use hashpit_nips::eh06::{self, HtlcLock, LockedProof};
 use tokio::time::sleep;
 use tracing::{debug, warn};
