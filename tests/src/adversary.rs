@@ -17,8 +17,8 @@ use cdk::wallet::{HttpClient, MintConnector};
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh05::Match;
-use hashpit_nips::eh06::{self, HtlcLock, Leg, LockTerms, LockedProof, Message, Pays, Timing};
 use hashpit_nips::eh06::lock_key;
+use hashpit_nips::eh06::{self, HtlcLock, Leg, LockTerms, LockedProof, Message, Pays, Timing};
 use nostr_sdk::nips::nip59::UnwrappedGift;
 use nostr_sdk::{
     Event, EventBuilder, EventId, Filter, Keys, Kind, PublicKey, RelayUrl, Timestamp, UnsignedEvent,
@@ -73,7 +73,8 @@ impl Adversary {
     pub async fn connect(keys: Keys, relay: &RelayUrl) -> anyhow::Result<Self> {
         let mailbox = Mailbox::connect(keys.clone(), std::slice::from_ref(relay)).await?;
         let me = Filter::new().pubkey(keys.public_key());
-        let inbox = mailbox.subscribe([me.kinds([Kind::GiftWrap, hashpit_nips::kind::MATCH])]).await?;
+        let inbox =
+            mailbox.subscribe([me.kinds([Kind::GiftWrap, hashpit_nips::kind::MATCH])]).await?;
         anyhow::ensure!(mailbox.connected(PATIENCE).await == 1, "{relay} is not there");
         Ok(Self { keys, mailbox, inbox, heard: Vec::new() })
     }
@@ -123,10 +124,11 @@ impl Adversary {
                     continue;
                 };
                 let Ok((named, message)) = Message::read(&opened.rumor) else { continue };
-                let heard =
-                    Heard { from: opened.sender, rumor: opened.rumor, of: named, message };
+                let heard = Heard { from: opened.sender, rumor: opened.rumor, of: named, message };
                 self.heard.push(heard.clone());
-                if named == of && let Some(found) = pick(&heard) {
+                if named == of
+                    && let Some(found) = pick(&heard)
+                {
                     return Ok(found);
                 }
             }
@@ -172,8 +174,7 @@ impl Adversary {
 
     /// What an honest trader would bring as the seller, after the other's word.
     pub fn sellers_keys(&self, theirs: &eh06::Keys, key: &Keys, epoch: &EpochKeyset) -> eh06::Keys {
-        let lock =
-            LockTerms { mint: epoch.mint.clone(), keyset: epoch.keyset.id, sig_all: false };
+        let lock = LockTerms { mint: epoch.mint.clone(), keyset: epoch.keyset.id, sig_all: false };
         eh06::Keys {
             key: key.public_key(),
             clock: Timestamp::now().as_secs(),

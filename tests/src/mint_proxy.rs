@@ -104,7 +104,8 @@ async fn pass(State(ways): State<Arc<Ways>>, method: Method, uri: Uri, body: Byt
         all.push(seen);
         all.iter().filter(|it| it.path == path).count() - 1
     };
-    let trick = lock(&ways.tricks).iter().find(|(end, _)| path.ends_with(**end)).map(|it| it.1.clone());
+    let trick =
+        lock(&ways.tricks).iter().find(|(end, _)| path.ends_with(**end)).map(|it| it.1.clone());
     match &trick {
         Some(Trick::Stop) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Some(Trick::RefuseAfter(most)) if earlier >= *most => {

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use cdk::Mint;
 use cdk::dhke::{blind_message, construct_proofs};
 use cdk::mint_url::MintUrl;
-use cdk::nuts::{
-    BlindedMessage, CurrencyUnit, Id, KeySet, MintVersion, Proofs, PublicKey, Token,
-};
+use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, KeySet, MintVersion, Proofs, PublicKey, Token};
 use cdk::secret::Secret;
 use hashpit_nips::Seed;
 use tokio::net::TcpListener;

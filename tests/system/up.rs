@@ -83,7 +83,10 @@ fn one_command_turns_work_into_tokens_and_a_second_start_goes_on() {
     let msats = number(&fourth["match"]["lots"]) * number(&fourth["match"]["price_msat"]);
     assert_eq!(fourth["trade"]["id"], fourth["match"]["id"]);
     assert_eq!(number(&fourth["trade"]["sats"]), msats.div_ceil(1000));
-    assert_eq!(fourth["trade"]["stage"], serde_json::json!({ "stage": "over", "end": "completed" }));
+    assert_eq!(
+        fourth["trade"]["stage"],
+        serde_json::json!({ "stage": "over", "end": "completed" })
+    );
     let fifth = json(&run(dir.path(), &up));
     for what in ["match", "trade", "buyer_sats"] {
         assert_eq!(fifth[what], fourth[what], "{what}");

@@ -18,9 +18,7 @@ use hashpit_nips::eh04::Side;
 use hashpit_nips::eh05::Match;
 use hashpit_nips::eh06::{self, HtlcLock, Leg, LockedProof, Message, Timing};
 use hashpit_nips::{HashUnits, Lots, Millis, Price, seed_file};
-use hashpit_tests::adversary::{
-    Adversary, Deal, PREIMAGE, hash, mint, spend, swap, unspent,
-};
+use hashpit_tests::adversary::{Adversary, Deal, PREIMAGE, hash, mint, spend, swap, unspent};
 use hashpit_tests::mint_proxy::{MintProxy, Trick};
 use hashpit_tests::trade_house::{SATS, TradeHouse};
 use nostr_sdk::{Event, EventId, Keys, PublicKey, Timestamp};
@@ -79,8 +77,7 @@ impl Victim {
         let exchange = house.connect().await.unwrap();
         let settler = Settler::open(wallet.clone(), exchange, limits).await.unwrap();
         let stop = CancellationToken::new();
-        let task =
-            tokio::spawn(settler.with_timing(timing).with_clock(clock).run(stop.clone()));
+        let task = tokio::spawn(settler.with_timing(timing).with_clock(clock).run(stop.clone()));
         Self { wallet: wallet.clone(), stop, task }
     }
 
@@ -183,14 +180,24 @@ struct Flaw {
     name: &'static str,
     /// The secret instead of the agreed one.
     secret: fn(&HtlcLock, [u8; 32], &SecretKey) -> Secret,
-    /// What the buyer spends it with before the seller can, if that is the attack: a
-    /// key, and whether the seconds of a short locktime have to pass.
-    theft: Option<(bool, u64)>,
+    /// How the buyer spends it before the seller can, if that is the attack.
+    theft: Option<Theft>,
+}
+
+struct Theft {
+    /// With the buyer's signature.
+    signs: bool,
+    /// With the preimage; else with junk, as whoever takes back.
+    shows: bool,
+    /// After a short locktime, in seconds.
+    waits: u64,
 }
 
 /// A secret with other fields than [`HtlcLock`] has.
 fn raw(nonce: [u8; 32], data: &str, tags: serde_json::Value) -> Secret {
-    Secret::new(json!(["HTLC", {"nonce": hex::encode(nonce), "data": data, "tags": tags}]).to_string())
+    Secret::new(
+        json!(["HTLC", {"nonce": hex::encode(nonce), "data": data, "tags": tags}]).to_string(),
+    )
 }
 
 fn strings(lock: &HtlcLock) -> (String, String, String, String) {
@@ -208,10 +215,8 @@ fn flaws() -> Vec<Flaw> {
         ),
         flaw(
             "another key",
-            |lock, nonce, own| {
-                HtlcLock { to: own.public_key(), ..lock.clone() }.secret(&nonce)
-            },
-            Some((true, 0)),
+            |lock, nonce, own| HtlcLock { to: own.public_key(), ..lock.clone() }.secret(&nonce),
+            Some(Theft { signs: true, shows: true, waits: 0 }),
         ),
         flaw(
             "a short locktime",
@@ -219,7 +224,7 @@ fn flaws() -> Vec<Flaw> {
                 let locktime = Timestamp::now().as_secs() + 1;
                 HtlcLock { locktime, ..lock.clone() }.secret(&nonce)
             },
-            Some((true, 3)),
+            Some(Theft { signs: true, shows: false, waits: 3 }),
         ),
         flaw(
             "no refund, so that anyone spends after a short locktime",
@@ -229,7 +234,7 @@ fn flaws() -> Vec<Flaw> {
                 let tags = json!([["pubkeys", to], ["locktime", past.to_string()]]);
                 raw(nonce, &hash, tags)
             },
-            Some((false, 0)),
+            Some(Theft { signs: false, shows: false, waits: 0 }),
         ),
         flaw(
             "no key, so that the preimage alone spends",
@@ -237,7 +242,7 @@ fn flaws() -> Vec<Flaw> {
                 let (hash, _, refund, locktime) = strings(lock);
                 raw(nonce, &hash, json!([["locktime", locktime], ["refund", refund]]))
             },
-            Some((false, 0)),
+            Some(Theft { signs: false, shows: true, waits: 0 }),
         ),
         flaw(
             "two signatures wanted, of which the buyer has one",
@@ -283,10 +288,10 @@ async fn locks_that_rob_a_careless_seller_do_not_rob_ours() {
         };
         let proofs = under(&house, &flaw, &agreed, &amounts, &own).await;
         assert!(looks_good(&house, &proofs).await, "{}", flaw.name);
-        if let Some((signs, wait)) = flaw.theft {
-            sleep(Duration::from_secs(wait)).await;
-            let key = signs.then_some(&own);
-            let stolen = spend(&at, &keyset, &proofs, key, &PREIMAGE, false).await;
+        if let Some(Theft { signs, shows, waits }) = flaw.theft {
+            sleep(Duration::from_secs(waits)).await;
+            let (key, preimage) = (signs.then_some(&own), if shows { PREIMAGE } else { [0; 32] });
+            let stolen = spend(&at, &keyset, &proofs, key, &preimage, false).await;
             assert!(stolen.is_ok(), "{}: {stolen:?}", flaw.name);
         }
         let claimed = spend(&at, &keyset, &proofs, Some(&seller), &PREIMAGE, false).await;
@@ -317,8 +322,9 @@ async fn under(
     own: &SecretKey,
 ) -> Proofs {
     let secrets = amounts.iter().enumerate();
-    let secrets: Vec<_> =
-        secrets.map(|(index, amount)| (*amount, (flaw.secret)(agreed, nonce(index), own))).collect();
+    let secrets: Vec<_> = secrets
+        .map(|(index, amount)| (*amount, (flaw.secret)(agreed, nonce(index), own)))
+        .collect();
     locked(house, &secrets).await
 }
 
@@ -438,7 +444,8 @@ async fn what_others_say_of_a_trade_counts_for_nothing() {
     let honest = adversary.buyers_keys(&terms, &theirs, &key, &house.sats.url, &keyset);
     // A stranger in the buyer's name: all that it needs is public. Who reads messages
     // without their seals locks the ehash to the stranger.
-    let usurped = Message::Keys(Box::new(eh06::Keys { key: stranger.public_key(), ..honest.clone() }));
+    let usurped =
+        Message::Keys(Box::new(eh06::Keys { key: stranger.public_key(), ..honest.clone() }));
     let rumor = usurped.rumor(of, adversary.keys.public_key());
     let (named, read) = Message::read(&rumor).unwrap();
     assert_eq!((named, &read), (of, &usurped), "to the careless it is the buyer's word");
@@ -529,8 +536,10 @@ async fn a_clock_that_is_off_is_noticed_even_if_the_other_flatters_it() {
     let limits = || Limits { mints: vec![house.sats.url.clone()], ..Limits::default() };
     // The exchange is in league: it dates the match by the victim's clock, 70 s late.
     let slow = Clock { ahead: -70 };
-    let victim = Victim::start_with(&house, &house.seller, CALM, limits(), slow).await;
-    let of = house.deal(LOTS, PRICE).await.unwrap();
+    let timing = Timing { agree: 50, sats: 60, ehash: 70, ..CALM };
+    let victim = Victim::start_with(&house, &house.seller, timing, limits(), slow).await;
+    house.offer(&house.seller, Side::Sell, 2 * LOTS, PRICE).await.unwrap();
+    let of = house.offer(&house.buyer, Side::Buy, LOTS, PRICE).await.unwrap()[0];
     let why = victim.void(of).await;
     assert!(why.contains("clock"), "dated in the victim's future: {why}");
     let adversary = Adversary::connect(house.buyer.trade_keys(), &house.relay.url).await.unwrap();
@@ -582,7 +591,7 @@ async fn an_exchange_with_its_key_and_journal_gains_nothing() {
         (Box::new(|it| it.price = Price::new(1)), "a worse price"),
         (Box::new(|it| it.lots = Lots::new(LOTS + 1)), "more lots"),
         (Box::new(|it| it.units = HashUnits::new(it.units.get() * 5)), "units"),
-        (Box::new(|it| it.at = Millis::new(it.at.get() + 3_600_000)), "future"),
+        (Box::new(|it| it.at = Millis::new(it.at.get() + 120_000)), "future"),
         // The same offer once more, for another buyer.
         (Box::new(move |it| swap_buyer(it, thief)), "with its other matches more lots"),
         // An offer that was never made.
@@ -731,11 +740,15 @@ async fn ehash_that_can_be_melted_is_not_traded() {
     let proxy = MintProxy::start().await.unwrap();
     let house = TradeHouse::start_behind(dir.path(), &proxy).await.unwrap();
     let unit = house.pool.epoch.id.to_string();
-    proxy.play("/info", Trick::Edit(Arc::new(move |info| {
-        let mut info: serde_json::Value = serde_json::from_str(&info).unwrap();
-        info["nuts"]["5"] = json!({"methods": [{"method": "bolt11", "unit": unit}], "disabled": false});
-        info.to_string()
-    })));
+    proxy.play(
+        "/info",
+        Trick::Edit(Arc::new(move |info| {
+            let mut info: serde_json::Value = serde_json::from_str(&info).unwrap();
+            info["nuts"]["5"] =
+                json!({"methods": [{"method": "bolt11", "unit": unit}], "disabled": false});
+            info.to_string()
+        })),
+    );
     let victim = Victim::start(&house, &house.buyer, Timing { agree: 8, ..CALM }).await;
     let of = house.deal(LOTS, PRICE).await.unwrap();
     let why = victim.void(of).await;
@@ -754,8 +767,7 @@ async fn a_mint_that_keeps_what_it_owes_is_shown_to_do_so() {
     proxy.leads_to(&house.sats.url.to_string()).unwrap();
     // The seller reaches the mint by a way on which signatures are lost.
     let limits = Limits { mints: vec![proxy.url.parse().unwrap()], ..Limits::default() };
-    let seller =
-        Victim::start_with(&house, &house.seller, CALM, limits, Clock::default()).await;
+    let seller = Victim::start_with(&house, &house.seller, CALM, limits, Clock::default()).await;
     let buyer = Victim::start(&house, &house.buyer, CALM).await;
     proxy.play("/swap", Trick::Lose);
     proxy.play("/restore", Trick::Answer(r#"{"outputs":[],"signatures":[]}"#));

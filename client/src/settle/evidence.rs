@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use cdk::Amount;
 use cdk::mint_url::MintUrl;
 use cdk::nuts::{
-    CheckStateRequest, KeySet, Proofs, ProofsMethods, RestoreRequest, SpendingConditionVerification,
-    State, SwapRequest,
+    CheckStateRequest, KeySet, Proofs, ProofsMethods, RestoreRequest,
+    SpendingConditionVerification, State, SwapRequest,
 };
 use cdk::wallet::{HttpClient, MintConnector};
 use hashpit_nips::eh06;

@@ -285,8 +285,7 @@ impl Trade {
         proofs: &Proofs,
     ) -> Result<(Swap, Place), LegFault> {
         let (wallet, place) = (&self.shared.wallet, &plan.place);
-        let swap =
-            wallet.plan_receipt(name, &place.cdk, &place.keyset, proofs.clone()).await?;
+        let swap = wallet.plan_receipt(name, &place.cdk, &place.keyset, proofs.clone()).await?;
         if swap.is_done() || swap.keyset() == place.keyset.id {
             return Ok((swap, place.clone()));
         }
