@@ -188,3 +188,21 @@ pub fn open<M: DeserializeOwned>(event: &Event, to: &Keys) -> Result<M, MessageE
     let plain = nip44::decrypt(to.secret_key(), &event.pubkey, &event.content)?;
     Ok(serde_json::from_str(&plain)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sats_are_beside_the_ehash() {
+        let sats = |url: &str| sats_url(&url.parse().unwrap()).map(|url| url.to_string());
+        for (ehash, beside) in [
+            ("https://pool.example/ehash", Some("https://pool.example/sat")),
+            ("https://pool.example/mint/hash/", Some("https://pool.example/mint/sat")),
+            ("http://127.0.0.1:3338/ehash", Some("http://127.0.0.1:3338/sat")),
+            ("https://pool.example", None),
+        ] {
+            assert_eq!(sats(ehash).as_deref(), beside, "{ehash}");
+        }
+    }
+}

@@ -95,7 +95,8 @@ impl TradeHouse {
     /// The exchange, as a trader sees it, once it has its market.
     pub async fn connect(&self) -> anyhow::Result<Exchange> {
         for _ in 0..100 {
-            let exchange = Exchange::connect(self.exchange.key, &[self.relay.url.clone()]).await;
+            let exchange =
+                Exchange::connect(self.exchange.key, std::slice::from_ref(&self.relay.url)).await;
             match exchange {
                 Ok(exchange) if exchange.market(None).is_ok() => return Ok(exchange),
                 Ok(exchange) => exchange.close().await,

@@ -287,6 +287,31 @@ async fn sats_are_swapped_over_nostr_as_ehash_is() {
     house.stop().await;
 }
 
+/// A pool that says its mint is where another's is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_names_a_strangers_mint_is_not_shown_its_sats() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = House::start(&dir.path().join("honest")).await;
+    let wallet = wallet(dir.path(), "wallet").await;
+    deposit(&wallet, &house.sats, 1000).await;
+    let token = wallet.send(300, Some("sat")).await.unwrap().to_string();
+    let mut config = PoolHouse::config_with_sats(std::slice::from_ref(&house.relay.url));
+    let (host, _) = host_and_path(&house.pool.mint_url);
+    config.public_mint = format!("http://{host}");
+    let thief = PoolHouse::start(config, &dir.path().join("thief")).await.unwrap();
+    assert_eq!(thief.sats_url.as_ref(), Some(&house.sats));
+    thief.pay_for_work(&wallet, &house.relay).await.unwrap();
+
+    for wallet in [wallet.clone(), self::wallet(dir.path(), "payee").await] {
+        let wallet = wallet.with_route(Route::Nostr).with_relays(vec![house.relay.url.clone()]);
+        let refused = wallet.receive(&token).await.unwrap_err().to_string();
+        assert!(refused.contains("no relay of the pool behind"), "{refused}");
+    }
+    assert_eq!(wallet.receive(&token).await.unwrap().amount, 300);
+    thief.stop().await.unwrap();
+    house.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn words_and_a_relay_bring_back_sats() {
     let dir = tempfile::tempdir().unwrap();

@@ -30,8 +30,8 @@ const RESPONSE: u16 = 23195;
 const NOTIFICATION: u16 = 23197;
 const ENCRYPTION: &str = "nip44_v2";
 
-/// How long relays may take to connect and to tell what the wallet says of itself.
-const CONNECT: Duration = Duration::from_secs(10);
+/// How long relays may take to connect, and again to tell of the wallet.
+const CONNECT: Duration = Duration::from_secs(5);
 /// How long a request is worth carrying out; a wallet that hears of it later has to
 /// leave it.
 const WORTH: Duration = Duration::from_secs(60);
@@ -51,7 +51,9 @@ struct Inner {
     keys: Keys,
     mailbox: Mailbox,
     waiting: Waiting,
-    notices: broadcast::Sender<Notice>,
+    /// Never read: others begin where it is made. The reader alone sends, so that
+    /// they end with it.
+    notices: broadcast::Receiver<Notice>,
     reader: JoinHandle<()>,
 }
 
@@ -72,24 +74,17 @@ impl Connection {
     pub(super) async fn open(uri: &NwcUri) -> Result<Self, NwcError> {
         let (wallet, keys) = (uri.wallet(), uri.keys());
         let mailbox = Mailbox::connect(keys.clone(), uri.relays()).await?;
-        if let Err(error) = check_wallet(&mailbox, wallet).await {
-            mailbox.close().await;
-            return Err(error);
-        }
-        let filter = Filter::new()
-            .kinds([RESPONSE, NOTIFICATION].map(Kind::from))
-            .author(wallet)
-            .pubkey(keys.public_key())
-            .since(Timestamp::now() - SKEW);
-        let inbox = mailbox.subscribe(filter).await?;
-        let waiting = Waiting::default();
-        let (notices, _) = broadcast::channel(NOTICES);
-        let reader = Reader {
-            wallet,
-            keys: keys.clone(),
-            waiting: waiting.clone(),
-            notices: notices.clone(),
+        let inbox = match subscribe(&mailbox, wallet).await {
+            Ok(inbox) => inbox,
+            Err(error) => {
+                mailbox.close().await;
+                return Err(error);
+            }
         };
+        let waiting = Waiting::default();
+        let (telling, notices) = broadcast::channel(NOTICES);
+        let reader =
+            Reader { wallet, keys: keys.clone(), waiting: waiting.clone(), notices: telling };
         let reader = tokio::spawn(reader.run(inbox));
         Ok(Self(Arc::new(Inner { wallet, keys, mailbox, waiting, notices, reader })))
     }
@@ -184,7 +179,7 @@ impl Connection {
     }
 
     pub(super) fn notifications(&self) -> Notifications {
-        Notifications(self.0.notices.subscribe())
+        Notifications(self.0.notices.resubscribe())
     }
 
     pub(super) async fn close(&self) {
@@ -223,8 +218,19 @@ fn lock(waiting: &Waiting) -> MutexGuard<'_, Waiters> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// That the relays know the wallet, and that it has encryption to be trusted.
-async fn check_wallet(mailbox: &Mailbox, wallet: PublicKey) -> Result<(), NwcError> {
+/// What the wallet sends to us, from now on; and that the relays know it, and that
+/// it has encryption to be trusted. A relay that answers the latter has read the
+/// former.
+async fn subscribe(mailbox: &Mailbox, wallet: PublicKey) -> Result<Inbox, NwcError> {
+    if mailbox.connected(CONNECT).await == 0 {
+        return Err(NwcError::Unreachable);
+    }
+    let to_us = Filter::new()
+        .kinds([RESPONSE, NOTIFICATION].map(Kind::from))
+        .author(wallet)
+        .pubkey(mailbox.public_key())
+        .since(Timestamp::now() - SKEW);
+    let inbox = mailbox.subscribe(to_us).await?;
     let filter = Filter::new().kind(Kind::from(INFO)).author(wallet);
     let (events, told) = mailbox.fetch(filter, CONNECT).await?;
     let Some(info) = events.iter().max_by_key(|event| event.created_at) else {
@@ -234,7 +240,7 @@ async fn check_wallet(mailbox: &Mailbox, wallet: PublicKey) -> Result<(), NwcErr
     let schemes = info.tags.find(TagKind::custom("encryption")).and_then(Tag::content);
     // The NIP separates them by spaces; some wallets use commas or several values.
     let has_it = schemes.is_some_and(|them| them.split([' ', ',']).any(|it| it == ENCRYPTION));
-    if has_it { Ok(()) } else { Err(NwcError::Nip04Only) }
+    if has_it { Ok(inbox) } else { Err(NwcError::Nip04Only) }
 }
 
 fn read_answer(method: Method, plain: String) -> Result<Value, Failure> {
@@ -289,6 +295,7 @@ impl Reader {
                 Arrival::Event(_) => {}
             }
         }
+        lock(&self.waiting).clear();
     }
 
     fn take(&self, event: &Event) {

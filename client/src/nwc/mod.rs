@@ -149,6 +149,22 @@ pub struct HoldInvoice {
     pub min_final_cltv: u64,
 }
 
+impl HoldOrder {
+    /// That an invoice is the one ordered.
+    fn check(&self, made: &str) -> Result<HoldInvoice, NwcError> {
+        const METHOD: Method = Method::MakeHoldInvoice;
+        let invoice: Bolt11Invoice =
+            made.parse().map_err(|error| unknown(METHOD, format!("no BOLT11: {error}")))?;
+        if invoice.payment_hash().to_byte_array() != self.payment_hash
+            || invoice.amount_milli_satoshis() != Some(self.amount.get())
+        {
+            return Err(unknown(METHOD, "its invoice is not the one ordered"));
+        }
+        let min_final_cltv = invoice.min_final_cltv_expiry_delta();
+        Ok(HoldInvoice { bolt11: made.to_owned(), min_final_cltv })
+    }
+}
+
 /// A connection to a wallet. Clones share it; it closes with the last of them.
 #[derive(Debug, Clone)]
 pub struct Nwc {
@@ -175,7 +191,8 @@ impl Nwc {
     }
 
     /// Makes an invoice whose payment is held (`make_hold_invoice`). That it asks
-    /// for what was ordered is checked.
+    /// for what was ordered is checked. May be repeated: an invoice on this hash that
+    /// the wallet has already is looked up.
     pub async fn make_hold_invoice(&self, order: &HoldOrder) -> Result<HoldInvoice, NwcError> {
         const METHOD: Method = Method::MakeHoldInvoice;
         let mut params = json!({
@@ -187,17 +204,21 @@ impl Nwc {
         if let Some(blocks) = order.min_final_cltv {
             params["min_cltv_expiry_delta"] = blocks.into();
         }
-        let answer = self.connection.command(METHOD, params, PATIENCE).await?;
-        let made = answer["invoice"].as_str().ok_or_else(|| unknown(METHOD, "no invoice"))?;
-        let invoice: Bolt11Invoice =
-            made.parse().map_err(|error| unknown(METHOD, format!("no BOLT11: {error}")))?;
-        if invoice.payment_hash().to_byte_array() != order.payment_hash
-            || invoice.amount_milli_satoshis() != Some(order.amount.get())
-        {
-            return Err(unknown(METHOD, "its invoice is not the one ordered"));
+        match self.connection.command(METHOD, params, PATIENCE).await {
+            Ok(answer) => match answer["invoice"].as_str() {
+                Some(made) => order.check(made),
+                None => Err(unknown(METHOD, "it gives no invoice")),
+            },
+            Err(error) if error.class() == Class::Unknown => {
+                let standing = self.lookup_invoice(order.payment_hash).await.ok();
+                let standing = standing.filter(|it| {
+                    matches!(it.state, InvoiceState::Pending | InvoiceState::Accepted)
+                });
+                let made = standing.and_then(|it| it.bolt11).ok_or(error)?;
+                order.check(&made)
+            }
+            Err(error) => Err(error),
         }
-        let min_final_cltv = invoice.min_final_cltv_expiry_delta();
-        Ok(HoldInvoice { bolt11: made.to_owned(), min_final_cltv })
     }
 
     /// Pays (`pay_invoice`), and returns the preimage, checked against the invoice's

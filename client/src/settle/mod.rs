@@ -136,7 +136,9 @@ impl Clock {
 /// Told before and after every effect of a trade, so that a test can end the
 /// trader at each of them.
 #[derive(Clone, Default)]
-pub struct Probe(Option<Arc<dyn Fn(&str, bool) -> Pause + Send + Sync>>);
+pub struct Probe(Option<Arc<At>>);
+
+type At = dyn Fn(&str, bool) -> Pause + Send + Sync;
 
 /// What a probe does at an effect.
 pub type Pause = Pin<Box<dyn Future<Output = ()> + Send>>;

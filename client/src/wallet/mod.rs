@@ -532,12 +532,18 @@ impl Wallet {
         Ok(Some(NostrTransport::new(line, mint.clone(), below)))
     }
 
-    /// Which of the known pools issues sats at `mint`, as far as its URL tells. Over
-    /// Nostr the pool has to say so itself.
+    /// Which of the known pools issues sats at `mint`, by its URL and its key
+    /// (NUT-06), which the mint must have told by HTTP: a pool could name a
+    /// stranger's mint as its own, and be shown the stranger's tokens.
     async fn door_for_sats(&self, mint: &MintUrl) -> Result<Option<Door>, WalletError> {
-        let epochs = self.epochs().await?;
-        let of = epochs.iter().find(|epoch| eh07::sats_url(epoch.mint()).as_ref() == Some(mint));
-        Ok(of.map(|epoch| Door { pool: epoch.unit.pool, below: eh07::SATS_PATH }))
+        let Some(key) = self.store.get_mint(mint.clone()).await?.and_then(|info| info.pubkey)
+        else {
+            return Ok(None);
+        };
+        let epochs = self.epochs().await?.into_iter().map(|epoch| (epoch.unit.pool, epoch.mint));
+        let mut own = epochs.filter(|(pool, _)| key.to_hex() == format!("02{}", pool.to_hex()));
+        let of = own.find(|(_, ehash)| eh07::sats_url(ehash).as_ref() == Some(mint));
+        Ok(of.map(|(pool, _)| Door { pool, below: eh07::SATS_PATH }))
     }
 
     /// Takes the wallet's lock, and finishes what a crash left half done.

@@ -17,9 +17,9 @@ use cdk::nuts::{
 use cdk::wallet::MintConnector;
 use cdk_common::wallet::ProofInfo;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use hashpit_nips::EpochId;
 use hashpit_nips::eh02::MAX_BLANKS;
 use hashpit_nips::eh03::{CounterTag, HeldTag};
-use hashpit_nips::{EpochId, eh07};
 use nostr_sdk::PublicKey;
 use serde::{Deserialize, Serialize};
 
@@ -95,16 +95,6 @@ impl Remains {
     /// Has every mint asked for every counter.
     pub fn distrust_counters(&mut self) {
         self.counters.values_mut().for_each(|counter| counter.from = 0);
-    }
-
-    /// Which pool runs a mint: of ehash, or of sats beside it.
-    fn door(&self, mint: &MintUrl) -> Option<Door> {
-        let ehash = self.pools.get(mint).map(|pool| Door { pool: *pool, below: "" });
-        ehash.or_else(|| {
-            let mut pools = self.pools.iter();
-            let (_, pool) = pools.find(|(at, _)| eh07::sats_url(at).as_ref() == Some(mint))?;
-            Some(Door { pool: *pool, below: eh07::SATS_PATH })
-        })
     }
 }
 
@@ -200,7 +190,8 @@ impl Wallet {
         remains: &Remains,
         progress: &(dyn Fn(RestoreStep) + Send + Sync),
     ) -> Result<RestoredAt, WalletError> {
-        let connector = self.connector(mint, remains.door(mint)).await?;
+        let door = remains.pools.get(mint).map(|pool| Door { pool: *pool, below: "" });
+        let connector = self.connector(mint, door).await?;
         let unreachable = |error| super::explain(error, mint);
         let keysets = connector.get_mint_keysets().await.map_err(unreachable)?.keysets;
         self.store.add_mint_keysets(mint.clone(), keysets.clone()).await?;

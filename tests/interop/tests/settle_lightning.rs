@@ -45,8 +45,8 @@ impl Side {
 async fn house(dir: &TempDir) -> (TradeHouse, LightningHouse) {
     let pay = vec![Payment { way: Way::Nwc, mint: None }];
     let house = TradeHouse::start_paying(dir.path(), Some(pay)).await.unwrap();
-    let lightning = LightningHouse::start(&house.relay.url, &dir.path().join("lightning"));
-    let lightning = lightning.await.unwrap();
+    let below = dir.path().join("lightning");
+    let lightning = LightningHouse::start(&house.relay.url, &below).await.unwrap();
     (house, lightning)
 }
 

@@ -35,7 +35,8 @@ pub async fn deposit(
             // Wallets read either case, and capitals make a smaller code.
             eprintln!("\n{}", terminal::qr(&deposit.invoice.to_uppercase())?);
         }
-        eprintln!("Waiting until it is paid …");
+        let mint = terminal::printable(&deposit.mint);
+        eprintln!("Waiting until it is paid; the sats will be tokens of {mint} …");
     }
     let deposited = tokio::select! { biased;
         () = shutdown.cancelled() => Deposited::Waits,
