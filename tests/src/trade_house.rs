@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use hashpit_client::Wallet;
+use hashpit_client::nwc::NwcUri;
 use hashpit_client::settle::{Limits, Settler, Timing};
 use hashpit_client::trade::{Exchange, Trader};
 use hashpit_nips::eh04::{Payment, Side, Terms, Way};
@@ -109,7 +110,17 @@ impl TradeHouse {
 
     /// A settler for a wallet, by the draft's timing.
     pub async fn settler(&self, wallet: &Wallet) -> anyhow::Result<Settler> {
-        let limits = Limits { mints: vec![self.sats.url.clone()], ..Limits::default() };
+        self.settler_by(wallet, None).await
+    }
+
+    /// As [`TradeHouse::settler`], with a Lightning wallet.
+    pub async fn settler_by(
+        &self,
+        wallet: &Wallet,
+        lightning: Option<NwcUri>,
+    ) -> anyhow::Result<Settler> {
+        let mints = vec![self.sats.url.clone()];
+        let limits = Limits { mints, lightning, ..Limits::default() };
         Ok(Settler::open(wallet.clone(), self.connect().await?, limits).await?)
     }
 

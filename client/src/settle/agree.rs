@@ -205,7 +205,7 @@ impl Trade {
                     Ok(_) => return Ok(*way),
                     Err(error) => why = error.into(),
                 },
-                Way::Nwc if self.shared.nwc.is_some() => return Ok(*way),
+                Way::Nwc if self.shared.lightning.is_set_up() => return Ok(*way),
                 Way::Nwc => {}
             }
         }

@@ -53,6 +53,7 @@ pub use hashpit_nips::eh06::Timing;
 use nostr_sdk::{PublicKey, Timestamp};
 use serde::Deserialize;
 
+use crate::nwc::NwcUri;
 use crate::trade::TradeError;
 use crate::wallet::WalletError;
 
@@ -106,6 +107,10 @@ pub struct Limits {
     pub mints: Vec<MintUrl>,
     /// Watchtowers that may finish a claim of ours while we are away.
     pub watchers: Vec<PublicKey>,
+    /// The Lightning wallet that pays and is paid; a secret, and so not among the
+    /// settings that are read with the others.
+    #[serde(skip)]
+    pub lightning: Option<NwcUri>,
 }
 
 impl Default for Limits {
@@ -116,6 +121,7 @@ impl Default for Limits {
             min_trade_sats: 1,
             mints: Vec::new(),
             watchers: Vec::new(),
+            lightning: None,
         }
     }
 }

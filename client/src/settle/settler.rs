@@ -19,12 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::agree::Lack;
+use super::lightning::Lightning;
 use super::mints::Mints;
 use super::post::{self, Incoming};
 use super::record::{End, Record, Role, Stage, Wish};
 use super::trade::{Note, Trade};
 use super::{Clock, Limits, Probe, SettleError};
-use crate::nwc::Nwc;
 use crate::trade::Exchange;
 use crate::wallet::{NAMESPACE, Wallet};
 
@@ -46,8 +46,7 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) mailbox: Mailbox,
     pub(super) mints: Mints,
-    /// The Lightning wallet, if there is one.
-    pub(super) nwc: Option<Nwc>,
+    pub(super) lightning: Lightning,
     pub(super) limits: Limits,
     pub(super) timing: Timing,
     pub(super) clock: Clock,
@@ -99,7 +98,7 @@ impl Settler {
             keys,
             mailbox,
             mints,
-            nwc: None,
+            lightning: Lightning::new(limits.lightning.clone()),
             limits,
             timing: Timing::EH06,
             clock: Clock::default(),
@@ -108,13 +107,6 @@ impl Settler {
             changes: broadcast::Sender::new(CHANGES),
         };
         Ok(Self { shared, _lock: lock })
-    }
-
-    /// This settler, with a Lightning wallet.
-    #[must_use]
-    pub fn with_lightning(mut self, nwc: Nwc) -> Self {
-        self.shared.nwc = Some(nwc);
-        self
     }
 
     /// This settler, by other deadlines and locktimes than the draft's. Both sides
