@@ -18,7 +18,7 @@ use hashpit_nips::eh04::Side;
 use hashpit_nips::eh05::Match;
 use hashpit_nips::eh06::{self, HtlcLock, Leg, LockedProof, Message, Timing};
 use hashpit_nips::{HashUnits, Lots, Millis, Price, seed_file};
-use hashpit_tests::adversary::{Adversary, Deal, PREIMAGE, hash, mint, spend, swap, unspent};
+use hashpit_tests::adversary::{Adversary, Deal, PREIMAGE, bits, hash, mint, spend, swap, unspent};
 use hashpit_tests::mint_proxy::{MintProxy, Trick};
 use hashpit_tests::trade_house::{SATS, TradeHouse};
 use nostr_sdk::{Event, EventId, Keys, PublicKey, Timestamp};
@@ -149,8 +149,15 @@ async fn agree(
 async fn locked(house: &TradeHouse, wanted: &[(u64, Secret)]) -> Proofs {
     let (keyset, at) = (house.sats.keyset().unwrap(), mint(&house.sats.url));
     let due: u64 = wanted.iter().map(|(amount, _)| *amount).sum();
-    let inputs = house.sats.proofs(due).await.unwrap();
-    swap(&at, &keyset, inputs, wanted).await.unwrap()
+    // More than enough for the mint's fee; what is over goes to nobody.
+    let gross = due + if keyset.input_fee_ppk == 0 { 0 } else { 64 };
+    let inputs = house.sats.proofs(gross).await.unwrap();
+    let over = gross - due - eh06::fee(inputs.len(), &keyset);
+    let change = bits(over).map(|amount| (amount, Secret::generate()));
+    let all: Vec<_> = wanted.iter().cloned().chain(change).collect();
+    let mut proofs = swap(&at, &keyset, inputs, &all).await.unwrap();
+    proofs.truncate(wanted.len());
+    proofs
 }
 
 fn nonce(index: usize) -> [u8; 32] {
@@ -390,6 +397,52 @@ async fn tokens_worth_less_than_they_look_are_refused() {
     assert_eq!(house.ehash_of(&house.seller).await.unwrap(), house.mined.get());
     victim.stop().await;
     adversary.close().await;
+    house.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_mint_takes_for_a_claim_is_the_buyers_to_pay() {
+    let dir = TempDir::new().unwrap();
+    let house = TradeHouse::start_dear(dir.path(), 500).await.unwrap();
+    let (keyset, at) = (house.sats.keyset().unwrap(), mint(&house.sats.url));
+    // The careless take tokens of what is due, and get less for them.
+    let (seller, own) = (SecretKey::generate(), SecretKey::generate());
+    let lock = HtlcLock {
+        hash: hash(&PREIMAGE),
+        to: seller.public_key(),
+        refund: own.public_key(),
+        locktime: Timestamp::now().as_secs() + 600,
+        sig_all: false,
+    };
+    let shaved = |lock: HtlcLock| {
+        let amounts = bits(DUE).enumerate();
+        amounts.map(|(index, amount)| (amount, lock.secret(&nonce(index)))).collect::<Vec<_>>()
+    };
+    let proofs = locked(&house, &shaved(lock)).await;
+    assert!(looks_good(&house, &proofs).await);
+    let got = spend(&at, &keyset, &proofs, Some(&seller), &PREIMAGE, false).await.unwrap();
+    assert!(got.iter().map(|proof| u64::from(proof.amount)).sum::<u64>() < DUE);
+
+    let victim = Victim::start(&house, &house.seller, CALM).await;
+    let mut adversary =
+        Adversary::connect(house.buyer.trade_keys(), &house.relay.url).await.unwrap();
+    let of = house.deal(LOTS, PRICE).await.unwrap();
+    let deal = agree(&house, &mut adversary, of, |_| {}).await;
+    let proofs = locked(&house, &shaved(deal.of_sats(&CALM))).await;
+    let message = Message::Locked { leg: Leg::Sats, proofs: hand_over(&proofs) };
+    adversary.say(&deal.key, deal.terms.seller().trader, of, &message).await.unwrap();
+    let why = victim.void(of).await;
+    assert!(why.contains("net of the mint's fee"), "{why}");
+    adversary.close().await;
+
+    // An honest buyer pays the fee of the claim, too.
+    let buyer = Victim::start(&house, &house.buyer, CALM).await;
+    let of = house.deal(LOTS, PRICE).await.unwrap();
+    assert_eq!(victim.end(of).await, End::Completed);
+    assert_eq!(buyer.end(of).await, End::Completed);
+    assert!(house.sats_of(&house.seller).await.unwrap() >= DUE);
+    victim.stop().await;
+    buyer.stop().await;
     house.stop().await.unwrap();
 }
 
