@@ -52,23 +52,30 @@ pub struct TradeHouse {
 impl TradeHouse {
     /// Starts everything in `dir`; sats are those of the mint.
     pub async fn start(dir: &Path) -> anyhow::Result<Self> {
-        Self::start_with(dir, None, None).await
+        Self::start_with(dir, None, None, 0).await
     }
 
     /// As [`TradeHouse::start`], with a proxy before the pool's mint.
     pub async fn start_behind(dir: &Path, proxy: &MintProxy) -> anyhow::Result<Self> {
-        Self::start_with(dir, None, Some(proxy)).await
+        Self::start_with(dir, None, Some(proxy), 0).await
+    }
+
+    /// As [`TradeHouse::start`], with a mint of sats that takes a fee for each token
+    /// that is spent, in thousandths of a sat.
+    pub async fn start_dear(dir: &Path, fee_ppk: u64) -> anyhow::Result<Self> {
+        Self::start_with(dir, None, None, fee_ppk).await
     }
 
     /// As [`TradeHouse::start`], with other ways of payment.
     pub async fn start_paying(dir: &Path, pay: Option<Vec<Payment>>) -> anyhow::Result<Self> {
-        Self::start_with(dir, pay, None).await
+        Self::start_with(dir, pay, None, 0).await
     }
 
     async fn start_with(
         dir: &Path,
         pay: Option<Vec<Payment>>,
         proxy: Option<&MintProxy>,
+        fee_ppk: u64,
     ) -> anyhow::Result<Self> {
         let relay = RelayHouse::start(&dir.join("relay")).await?;
         let relays = [relay.url.clone()];
@@ -79,7 +86,7 @@ impl TradeHouse {
         if let Some(proxy) = proxy {
             proxy.leads_to(&format!("http://{}", pool.mint_at))?;
         }
-        let sats = SatMint::start(&dir.join("sats")).await?;
+        let sats = SatMint::start_with_fee(&dir.join("sats"), fee_ppk).await?;
         let mut config = ExchangeHouse::config(&relays, &[]);
         config.pools = vec![pool.key];
         let way = Way::Cashu(sats.key);
