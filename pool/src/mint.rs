@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bitcoin::BlockHash;
 use cdk::Mint;
 use cdk::mint::MintBuilder;
-use cdk::nuts::{CurrencyUnit, KeySet, PublicKey as MintKey};
+use cdk::nuts::{CurrencyUnit, KeySet, MintVersion, PublicKey as MintKey};
 use cdk_common::database::mint::DynMintDatabase;
 use cdk_sqlite::MintSqliteDatabase;
 pub use doors::router;
@@ -35,6 +35,9 @@ pub const NUTS: [u16; 10] = [3, 7, 9, 10, 11, 12, 13, 14, 17, 20];
 pub const PATH: &str = "/ehash";
 /// Path below which it answers for sats.
 pub const SATS_PATH: &str = hashpit_nips::eh07::SATS_PATH;
+
+/// What it says that it is made of (NUT-06): wallets know how cdk's mint behaves.
+const MAKER: &str = "cdk-hashpit";
 
 const EPOCH_TABLE: &str = "epoch";
 const EPOCH_KEY: &str = "current";
@@ -117,6 +120,7 @@ pub async fn open_with_sats(
     let mut builder = MintBuilder::new(store.clone())
         .with_name(name.to_owned())
         .with_urls(vec![url.to_owned()])
+        .with_version(MintVersion::new(MAKER.to_owned(), env!("CARGO_PKG_VERSION").to_owned()))
         .with_pubkey(pubkey)
         .with_limits(MAX_PROOFS, MAX_PROOFS);
     sats::add(&mut builder, config).await?;

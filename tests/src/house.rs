@@ -92,6 +92,8 @@ pub struct PoolHouse {
     pub sv2: SocketAddr,
     /// Where its mint answers.
     pub mint_url: String,
+    /// Where its mint listens, whatever it announces.
+    pub mint_at: SocketAddr,
     /// Where it answers for sats, if it issues any.
     pub sats_url: Option<MintUrl>,
     /// The open epoch and its keyset.
@@ -145,13 +147,14 @@ impl PoolHouse {
             sv2: TcpListener::bind(sv2).await?,
             mint: TcpListener::bind("127.0.0.1:0").await?,
         };
-        let sv2 = listeners.sv2.local_addr()?;
+        let (sv2, mint_at) = (listeners.sv2.local_addr()?, listeners.mint.local_addr()?);
         let pool = Pool::open(config, dir, listeners).await?;
         Ok(Self {
             key: pool.public_key(),
             authority: pool.authority().to_string(),
             sv2,
             mint_url: pool.mint_url().to_string(),
+            mint_at,
             sats_url: pool.sats_url(),
             epoch: pool.epoch().clone(),
             monitor: pool.monitor(),

@@ -3,10 +3,12 @@
 //!
 //! | module | what lives in it |
 //! |---|---|
+//! | [`adversary`] | a trader that speaks EH-06 by hand |
 //! | [`bad_relay`] | a relay that misbehaves |
 //! | [`exchange_house`] | an exchange, and pools and traders that are only a key |
 //! | [`house`] | a relay and a pool on free loopback ports |
 //! | [`proxy_house`] | a proxy on free loopback ports |
+//! | [`mint_proxy`] | a way to a mint that somebody else holds |
 //! | [`process`] | child processes that do not outlive their test |
 //! | [`sat_mint`] | a mint of sats |
 //! | [`scripted_exchange`] | an exchange that says what a test tells it to |
@@ -14,9 +16,11 @@
 //! | [`sv2_peer`] | a raw Sv2 client, well-behaved or not |
 //! | [`trade_house`] | all that two wallets need to trade with each other |
 
+pub mod adversary;
 pub mod bad_relay;
 pub mod exchange_house;
 pub mod house;
+pub mod mint_proxy;
 pub mod process;
 pub mod proxy_house;
 pub mod sat_mint;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cdk::Mint;
 use cdk::dhke::{blind_message, construct_proofs};
 use cdk::mint_url::MintUrl;
-use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, MintVersion, Proofs, PublicKey, Token};
+use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, KeySet, MintVersion, Proofs, PublicKey, Token};
 use cdk::secret::Secret;
 use hashpit_nips::Seed;
 use tokio::net::TcpListener;
@@ -32,13 +32,23 @@ impl SatMint {
     /// Starts a mint that keeps its books in `dir`. Its keyset has an id of
     /// version 1, which older wallets read.
     pub async fn start(dir: &Path) -> anyhow::Result<Self> {
+        Self::start_with_fee(dir, 0).await
+    }
+
+    /// As [`SatMint::start`], with a fee for each input (NUT-02), in thousandths of
+    /// a sat.
+    pub async fn start_with_fee(dir: &Path, fee_ppk: u64) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let seed = Seed::from_entropy(&[3; 16]);
         let (mint, _) = hashpit_pool::mint::open(dir, &seed, "sats", &url).await?;
         let amounts = (0..=MAX_BITS).map(|bit| 1 << bit).collect();
-        let keyset = mint.rotate_keyset(CurrencyUnit::Sat, amounts, 0, false, None).await?.id;
+        let keyset = mint.rotate_keyset(CurrencyUnit::Sat, amounts, fee_ppk, false, None).await?.id;
+        // As a foreign mint's may, its info tells no maker.
+        let mut info = mint.mint_info().await?;
+        info.version = None;
+        mint.set_mint_info(info).await?;
         let router = cdk_axum::create_mint_router(Arc::clone(&mint), Vec::new()).await?;
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
@@ -51,6 +61,12 @@ impl SatMint {
             .pubkey
             .ok_or_else(|| anyhow::anyhow!("a mint without a key"))?;
         Ok(Self { url: MintUrl::from_str(&url)?, key, mint, keyset, _stop: stop.drop_guard() })
+    }
+
+    /// Its keyset.
+    pub fn keyset(&self) -> anyhow::Result<KeySet> {
+        let keyset = self.mint.keyset(&self.keyset);
+        keyset.ok_or_else(|| anyhow::anyhow!("the mint has lost its keyset"))
     }
 
     /// Has the mint tell its version, from which it is known that it can `SIG_ALL`.

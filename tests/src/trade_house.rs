@@ -13,6 +13,7 @@ use nostr_sdk::{EventId, Keys};
 
 use crate::exchange_house::ExchangeHouse;
 use crate::house::{PoolHouse, RelayHouse};
+use crate::mint_proxy::MintProxy;
 use crate::sat_mint::SatMint;
 
 /// Sats that the buyer begins with.
@@ -50,16 +51,33 @@ pub struct TradeHouse {
 impl TradeHouse {
     /// Starts everything in `dir`; sats are those of the mint.
     pub async fn start(dir: &Path) -> anyhow::Result<Self> {
-        Self::start_paying(dir, None).await
+        Self::start_with(dir, None, None).await
+    }
+
+    /// As [`TradeHouse::start`], with a proxy before the pool's mint.
+    pub async fn start_behind(dir: &Path, proxy: &MintProxy) -> anyhow::Result<Self> {
+        Self::start_with(dir, None, Some(proxy)).await
     }
 
     /// As [`TradeHouse::start`], with other ways of payment.
     pub async fn start_paying(dir: &Path, pay: Option<Vec<Payment>>) -> anyhow::Result<Self> {
+        Self::start_with(dir, pay, None).await
+    }
+
+    async fn start_with(
+        dir: &Path,
+        pay: Option<Vec<Payment>>,
+        proxy: Option<&MintProxy>,
+    ) -> anyhow::Result<Self> {
         let relay = RelayHouse::start(&dir.join("relay")).await?;
         let relays = [relay.url.clone()];
         let mut config = PoolHouse::config_without_blocks(&relays)?;
         config.work_bits = WorkBits::new(2)?;
+        config.public_mint = proxy.map(|proxy| proxy.url.clone()).unwrap_or_default();
         let pool = PoolHouse::start(config, &dir.join("pool")).await?;
+        if let Some(proxy) = proxy {
+            proxy.leads_to(&format!("http://{}", pool.mint_at))?;
+        }
         let sats = SatMint::start(&dir.join("sats")).await?;
         let mut config = ExchangeHouse::config(&relays, &[]);
         config.pools = vec![pool.key];

@@ -3,18 +3,15 @@
 use std::time::Duration;
 
 use hashpit_nips::eh01::EpochKeyset;
-use hashpit_nips::eh04::{Offer, Side, Way};
-use hashpit_nips::eh05::{Entry, Subject};
+use hashpit_nips::eh04::Way;
 use hashpit_nips::eh06::{HtlcLock, Keys, LockTerms, Message, Pays, lock_key};
-use hashpit_nips::kind;
-use nostr_sdk::Filter;
 use tokio::time::sleep;
 use tracing::debug;
 
 use super::SettleError;
 use super::legs::LegPlan;
 use super::mints::{Place, PlaceError};
-use super::record::{Honoured, Role};
+use super::record::{Honoured, Role, Stage};
 use super::trade::Trade;
 
 /// Pause before what a trade needs to know is asked for again.
@@ -129,6 +126,7 @@ impl Trade {
         let epoch = self.epoch().await?;
         let honoured = Honoured { mint: epoch.mint.clone(), keyset: epoch.keyset.clone() };
         let ehash = self.shared.mints.ehash_place(&honoured).await?;
+        let takes_sig_all = self.takes_sig_all(&ehash).await?;
         let pays = match self.role() {
             Role::Seller => None,
             Role::Buyer => Some(Pays { hash: self.keys.hash(), way: self.way().await? }),
@@ -141,15 +139,61 @@ impl Trade {
                 Some(self.shared.mints.sat_place(&url, None).await?)
             }
         };
-        let lock = place.map(|Place { cdk, keyset, sig_all }| LockTerms {
-            mint: cdk.mint_url.clone(),
-            keyset: keyset.id,
-            sig_all,
-        });
+        let lock = match place {
+            None => None,
+            Some(place) => {
+                self.is_in_time_with(&place)?;
+                let sig_all = self.shared.mints.tried_sig_all(&self.shared, &place).await?;
+                let (mint, keyset) = (place.cdk.mint_url.clone(), place.keyset.id);
+                Some(LockTerms { mint, keyset, sig_all: sig_all.unwrap_or(false) })
+            }
+        };
         let terms = self.terms.terms().map_err(|error| Lack::Reason(error.to_string()))?;
         let key = self.keys.keys().public_key();
-        let keys = Keys { terms, key, clock: self.now(), epoch: epoch.state, lock, pays };
+        let (clock, epoch) = (self.now(), epoch.state);
+        let keys = Keys { terms, key, clock, epoch, lock, pays, takes_sig_all };
         Ok((keys, honoured))
+    }
+
+    /// Whether the other's leg may be under `SIG_ALL`: whoever claims what its mint
+    /// does not let him claim has lost it.
+    async fn takes_sig_all(&self, ehash: &Place) -> Result<bool, Lack> {
+        let mints = &self.shared.mints;
+        if self.role() == Role::Buyer {
+            return Ok(mints.knows_sig_all(&self.shared, ehash).await?);
+        }
+        for way in &self.terms.pay {
+            let Way::Cashu(key) = way else { continue };
+            // A mint that is not trusted, or not there, is not locked at either.
+            let Ok(url) = mints.sats(*key).await else { continue };
+            let Ok(place) = mints.sat_place(&url, None).await else { return Ok(false) };
+            if !mints.knows_sig_all(&self.shared, &place).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Locktimes count by the mint's clock.
+    fn is_in_time_with(&self, place: &Place) -> Result<(), Lack> {
+        let ahead = place.ahead.saturating_sub(self.shared.clock.ahead);
+        if ahead.unsigned_abs() <= self.timing().skew {
+            return Ok(());
+        }
+        let mint = &place.cdk.mint_url;
+        let why = "'s clock and ours are too far apart; check this machine's";
+        Err(Lack::Reason(format!("the mint {mint}{why}")))
+    }
+
+    /// Whether a leg can be locked at a place; once it is, there is no way back.
+    fn suits(&self, place: &Place) -> Result<(), Lack> {
+        if self.record.stage != Stage::Agreeing {
+            return Ok(());
+        }
+        if place.keyset.active == Some(false) {
+            return Err(Lack::Reason(format!("the keyset {} signs no more", place.keyset.id)));
+        }
+        self.is_in_time_with(place)
     }
 
     /// The first way of the match that we can pay by.
@@ -166,50 +210,6 @@ impl Trade {
             }
         }
         Err(why)
-    }
-
-    /// Whether the match is one that our offer agreed to; an exchange could sign
-    /// any.
-    async fn follows_from_our_offer(&self) -> Result<(), Lack> {
-        let (own, side) = match self.role() {
-            Role::Seller => (self.terms.seller(), Side::Sell),
-            Role::Buyer => (self.terms.buyer(), Side::Buy),
-        };
-        let exchange = &self.shared.exchange;
-        let entries = Filter::new().author(exchange.key()).kind(kind::ENTRY).event(own.offer);
-        let entries =
-            exchange.ask(entries).await.map_err(|error| Lack::NotNow(error.to_string()))?;
-        let shown = entries.iter().filter_map(|entry| Entry::decode(entry).ok());
-        let shown = shown.filter_map(|entry| match entry.subject {
-            Subject::Trader(event) => Some(event),
-            _ => None,
-        });
-        let mut ours = shown.filter(|event| {
-            event.id == own.offer && event.pubkey == own.trader && event.verify().is_ok()
-        });
-        let Some(event) = ours.next() else {
-            return Err(Lack::NotNow("the journal does not show our offer".to_owned()));
-        };
-        let reason = |why: &str| Lack::Reason(format!("the match is not what we offered: {why}"));
-        let offer = Offer::decode(&event).map_err(|error| reason(&error.to_string()))?;
-        let terms = offer.terms.ok_or_else(|| reason("it was canceled"))?;
-        let worse = terms.price.is_some_and(|limit| match side {
-            Side::Sell => self.terms.price < limit,
-            Side::Buy => self.terms.price > limit,
-        });
-        if own.trader != self.shared.keys.public_key() || terms.side != side {
-            Err(reason("another side"))
-        } else if offer.market != self.terms.market {
-            Err(reason("another market"))
-        } else if worse {
-            Err(reason("a worse price"))
-        } else if self.terms.lots > terms.max {
-            Err(reason("more lots"))
-        } else if !self.terms.pay.iter().all(|way| terms.pay.contains(way)) {
-            Err(reason("another way of payment"))
-        } else {
-            Ok(())
-        }
     }
 
     /// The epoch as its pool last said; the wallet knows its keyset then.
@@ -272,10 +272,6 @@ impl Trade {
         let pays = buyer.pays.as_ref().ok_or_else(|| wrong("the buyer does not pay"))?;
         let of_ehash = seller.lock.as_ref().ok_or_else(|| wrong("no word on the ehash"))?;
         let place = self.shared.mints.ehash_place(&self.honoured().await?).await?;
-        let unknown = "the mint does not know SIG_ALL, by which a leg is to be locked";
-        if of_ehash.sig_all && !place.sig_all {
-            return Err(wrong(unknown));
-        }
         if of_ehash.keyset != place.keyset.id {
             return Err(wrong("the seller would lock ehash of another keyset than the pool's"));
         }
@@ -287,9 +283,11 @@ impl Trade {
             sig_all,
         };
         let (timing, at) = (self.timing(), self.terms.at);
+        let sig_all = of_ehash.sig_all && buyer.takes_sig_all;
+        self.suits(&place)?;
         let ehash = LegPlan {
             place,
-            lock: lock(buyer, seller, timing.ehash_until(at), of_ehash.sig_all),
+            lock: lock(buyer, seller, timing.ehash_until(at), sig_all),
             net: self.terms.units.get(),
         };
         let sats = match (pays.way, &buyer.lock) {
@@ -298,10 +296,9 @@ impl Trade {
             (Way::Cashu(key), Some(terms)) => {
                 let url = self.shared.mints.sats(key).await?;
                 let place = self.shared.mints.sat_place(&url, Some(terms.keyset)).await?;
-                if terms.sig_all && !place.sig_all {
-                    return Err(wrong(unknown));
-                }
-                let lock = lock(seller, buyer, timing.sats_until(at), terms.sig_all);
+                self.suits(&place)?;
+                let sig_all = terms.sig_all && seller.takes_sig_all;
+                let lock = lock(seller, buyer, timing.sats_until(at), sig_all);
                 let net = self.record.sats().get();
                 Some(LegPlan { place, lock, net })
             }
@@ -324,6 +321,7 @@ impl From<PlaceError> for Lack {
         match error {
             PlaceError::Settle(error) => Self::Settle(error),
             PlaceError::Mint(error) => Self::NotNow(error.to_string()),
+            PlaceError::Busy(error) => Self::NotNow(error),
             other => Self::Reason(other.to_string()),
         }
     }

@@ -48,7 +48,7 @@ impl Trade {
                 Err(why) => self.enter(Stage::Refunding { why }).await?,
             }
         }
-        self.take_sats_back(&sats).await
+        self.take_sats_back(&ehash, &sats).await
     }
 
     /// Whether it is not too late to lock, and nothing has changed.
@@ -162,7 +162,11 @@ impl Trade {
     }
 
     /// Takes the sats back once their locktime has passed, however long that takes.
-    async fn take_sats_back(&mut self, sats: &LegPlan) -> Result<End, SettleError> {
+    async fn take_sats_back(
+        &mut self,
+        ehash: &LegPlan,
+        sats: &LegPlan,
+    ) -> Result<End, SettleError> {
         let Stage::Refunding { why } = self.record.stage.clone() else {
             return self.void("it had not begun".to_owned()).await;
         };
@@ -180,9 +184,8 @@ impl Trade {
                 Err(LegFault::Settle(error)) => return Err(error),
             }
             match self.state(sats, &proofs).await {
-                Ok(LegState::Claimed(_)) => {
-                    let why = format!("the seller has claimed the sats; {why}");
-                    return Ok(End::Lost { why });
+                Ok(LegState::Claimed(preimage)) => {
+                    return self.claimed_late(ehash, preimage, why).await;
                 }
                 Ok(LegState::TakenBack) => return Ok(End::Refunded { why }),
                 Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
@@ -191,5 +194,26 @@ impl Trade {
             self.sleep_until(self.now() + pause).await;
             pause = (pause * 2).min(AGAIN_SECS);
         }
+    }
+
+    /// The sats are the seller's, so the preimage is known: a claim of ours must
+    /// have reached the mint late, and its signatures can be had.
+    async fn claimed_late(
+        &mut self,
+        ehash: &LegPlan,
+        preimage: [u8; 32],
+        why: String,
+    ) -> Result<End, SettleError> {
+        let opened = ehash.lock.open(ehash.net, &ehash.place.keyset, &self.record.got);
+        if let Ok(proofs) = opened
+            && matches!(self.state(ehash, &proofs).await, Ok(LegState::Claimed(_)))
+        {
+            match self.claim(ehash, proofs, &preimage).await {
+                Ok(()) => return self.bought().await,
+                Err(LegFault::Refused(error)) => warn!(error, "the ehash cannot be had"),
+                Err(LegFault::Settle(error)) => return Err(error),
+            }
+        }
+        Ok(End::Lost { why: format!("the seller has claimed the sats; {why}") })
     }
 }

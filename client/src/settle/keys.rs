@@ -78,6 +78,11 @@ impl TradeKeys {
     }
 }
 
+/// What names a text among others, in letters that a store takes.
+pub(super) fn short(text: &str) -> String {
+    hex::encode(sha256(text.as_bytes()))
+}
+
 /// SHA-256, as locks and invoices have it.
 pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     sha256::Hash::hash(bytes).to_byte_array()

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use cdk::nuts::{
-    CheckStateRequest, HTLCWitness, Proofs, ProofsMethods, State, SwapRequest, Witness,
+    CheckStateRequest, HTLCWitness, KeySet, Proofs, ProofsMethods, SecretKey, State, SwapRequest,
+    Witness,
 };
+use cdk_common::wallet::KeysetLoadPolicy;
 use hashpit_nips::eh06::{self, HtlcLock, LockedProof};
 use tokio::time::sleep;
 use tracing::{debug, warn};
@@ -244,40 +246,82 @@ impl Trade {
         preimage: &[u8; 32],
         until: u64,
     ) -> Result<bool, LegFault> {
-        let (name, wallet) = (self.record.swap(what), self.shared.wallet.clone());
-        let place = &plan.place;
-        let planned = wallet.plan_receipt(&name, &place.cdk, &place.keyset, proofs);
-        let swap = self.shared.probe.around(&format!("write {what}"), planned).await?;
+        let name = self.record.swap(what);
+        let planned = self.plan_spend(&name, plan, &proofs);
+        let planned = self.shared.probe.around(&format!("write {what}"), planned).await?;
+        let (mut swap, mut place) = planned;
         if swap.is_done() {
             return Ok(true);
         }
-        let mut request = swap.request(&wallet)?;
-        self.sign(&mut request, plan.lock.sig_all, preimage)?;
-        Ok(self.carry_out(what, &swap, &request, place, until).await?.is_some())
+        let mut pause = PAUSE.0;
+        while self.now() < until {
+            let mut request = swap.request(&self.shared.wallet)?;
+            sign(&mut request, self.keys.cashu(), plan.lock.sig_all, preimage)?;
+            match self.carry_out_once(what, &swap, &request, &place).await {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => self.note_withheld(what, plan, &request).await,
+                Err(LegFault::Refused(why)) => {
+                    self.note_withheld(what, plan, &request).await;
+                    if !self.plan_anew(&name, plan, &swap, &proofs).await? {
+                        return Err(LegFault::Refused(why));
+                    }
+                    (swap, place) = self.plan_spend(&name, plan, &proofs).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+        Ok(false)
     }
 
-    fn sign(
+    /// A swap of a leg's proofs for the wallet's own, and where it is signed: by the
+    /// leg's keyset, or by that of a plan made anew.
+    async fn plan_spend(
         &self,
-        request: &mut SwapRequest,
-        sig_all: bool,
-        preimage: &[u8; 32],
-    ) -> Result<(), LegFault> {
-        let failed = |error: cdk::nuts::nut11::Error| LegFault::Refused(error.to_string());
-        let witness = || {
-            let preimage = hex::encode(preimage);
-            Some(Witness::HTLCWitness(HTLCWitness { preimage, signatures: None }))
+        name: &str,
+        plan: &LegPlan,
+        proofs: &Proofs,
+    ) -> Result<(Swap, Place), LegFault> {
+        let (wallet, place) = (&self.shared.wallet, &plan.place);
+        let swap = wallet.plan_receipt(name, &place.cdk, &place.keyset, proofs.clone()).await?;
+        if swap.is_done() || swap.keyset() == place.keyset.id {
+            return Ok((swap, place.clone()));
+        }
+        let keysets = place.cdk.keysets(KeysetLoadPolicy::CacheThenNetwork).await;
+        let keysets = keysets.map_err(|error| LegFault::Refused(error.to_string()))?;
+        let signs = keysets.into_iter().find(|keyset| keyset.id == swap.keyset());
+        let signs = signs.ok_or_else(|| LegFault::Refused("the mint hides a keyset".to_owned()))?;
+        Ok((swap, Place { keyset: signs, ..place.clone() }))
+    }
+
+    /// Plans a refused swap anew, if its keyset signs no more: a mint may change it
+    /// at any time. False if that is not why it was refused.
+    async fn plan_anew(
+        &self,
+        name: &str,
+        plan: &LegPlan,
+        refused: &Swap,
+        proofs: &Proofs,
+    ) -> Result<bool, LegFault> {
+        let place = &plan.place;
+        let Ok(keysets) = place.cdk.keysets(KeysetLoadPolicy::Refresh).await else {
+            return Ok(false);
         };
-        if sig_all {
-            if let Some(first) = request.inputs_mut().first_mut() {
-                first.witness = witness();
-            }
-            return request.sign_sig_all(self.keys.cashu()).map_err(failed);
-        }
-        for input in request.inputs_mut() {
-            input.witness = witness();
-            input.sign_p2pk(self.keys.cashu()).map_err(failed)?;
-        }
-        Ok(())
+        let of = |id| keysets.iter().find(|keyset| keyset.id == id);
+        let signs_no_more = of(refused.keyset()).is_some_and(|it| it.active == Some(false));
+        let active = keysets.iter().find(|it| it.active == Some(true) && it.unit == place.cdk.unit);
+        let Some(active) = active.filter(|it| signs_no_more && it.verify_id().is_ok()) else {
+            return Ok(false);
+        };
+        // What a swap costs follows from the keyset of its inputs.
+        let input_fee_ppk = place.keyset.input_fee_ppk;
+        let costing = KeySet { input_fee_ppk, ..active.clone() };
+        let wallet = &self.shared.wallet;
+        wallet.forget_swaps(name).await?;
+        wallet.plan_receipt(name, &place.cdk, &costing, proofs.clone()).await?;
+        Ok(true)
     }
 
     /// Asks the mint for a swap until it has answered, or a time has passed.
@@ -289,25 +333,64 @@ impl Trade {
         place: &Place,
         until: u64,
     ) -> Result<Option<Proofs>, LegFault> {
-        let (wallet, mint) = (&self.shared.wallet, place.mint());
         let mut pause = PAUSE.0;
         while self.now() < until {
-            let asked = wallet.carry_out(swap, request.clone(), mint.as_ref(), &place.keyset);
-            match self.shared.probe.around(&format!("swap {what}"), asked).await {
-                Ok(proofs) => return Ok(Some(proofs)),
-                Err(SwapError::Unknown(error)) => {
-                    debug!(%error, what, trade = %self.record.id(), "asking the mint again");
-                }
-                Err(error @ SwapError::Lie(_)) => {
-                    warn!(%error, what, trade = %self.record.id(), "asking the mint again");
-                }
-                Err(error) => return Err(fault(error)),
+            if let Some(proofs) = self.carry_out_once(what, swap, request, place).await? {
+                return Ok(Some(proofs));
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
         Ok(None)
     }
+
+    /// Asks the mint for a swap; `None` where it has to be asked again.
+    async fn carry_out_once(
+        &self,
+        what: &str,
+        swap: &Swap,
+        request: &SwapRequest,
+        place: &Place,
+    ) -> Result<Option<Proofs>, LegFault> {
+        let (wallet, mint) = (&self.shared.wallet, place.mint());
+        let asked = wallet.carry_out(swap, request.clone(), mint.as_ref(), &place.keyset);
+        match self.shared.probe.around(&format!("swap {what}"), asked).await {
+            Ok(proofs) => return Ok(Some(proofs)),
+            Err(SwapError::Unknown(error)) => {
+                debug!(%error, what, trade = %self.record.id(), "asking the mint again");
+            }
+            Err(error @ SwapError::Lie(_)) => {
+                warn!(%error, what, trade = %self.record.id(), "asking the mint again");
+            }
+            Err(error) => return Err(fault(error)),
+        }
+        Ok(None)
+    }
+}
+
+/// Signs for inputs under a lock, and shows the preimage.
+pub(super) fn sign(
+    request: &mut SwapRequest,
+    key: SecretKey,
+    sig_all: bool,
+    preimage: &[u8; 32],
+) -> Result<(), LegFault> {
+    let failed = |error: cdk::nuts::nut11::Error| LegFault::Refused(error.to_string());
+    let witness = || {
+        let preimage = hex::encode(preimage);
+        Some(Witness::HTLCWitness(HTLCWitness { preimage, signatures: None }))
+    };
+    if sig_all {
+        if let Some(first) = request.inputs_mut().first_mut() {
+            first.witness = witness();
+        }
+        return request.sign_sig_all(key).map_err(failed);
+    }
+    for input in request.inputs_mut() {
+        input.witness = witness();
+        input.sign_p2pk(key.clone()).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn fault(error: SwapError) -> LegFault {

@@ -9,9 +9,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cdk::mint_url::MintUrl;
-use cdk::nuts::{CurrencyUnit, Id, KeySet, PublicKey as MintKey};
+use cdk::nuts::{CurrencyUnit, Id, KeySet, MintInfo, PublicKey as MintKey};
 use cdk::wallet::MintConnector;
 use cdk::{Error, Wallet as CdkWallet};
+use nostr_sdk::Timestamp;
 use tokio::sync::Mutex;
 
 use super::SettleError;
@@ -23,10 +24,19 @@ use crate::wallet::Wallet;
 pub(super) struct Place {
     pub(super) cdk: Arc<CdkWallet>,
     pub(super) keyset: KeySet,
-    pub(super) sig_all: bool,
+    /// Seconds that the mint's clock is ahead of this machine's, if it tells.
+    pub(super) ahead: i64,
+    /// Whether its maker is known for `SIG_ALL`.
+    pub(super) by_cdk: bool,
 }
 
 impl Place {
+    fn new(cdk: Arc<CdkWallet>, keyset: KeySet, info: &MintInfo) -> Self {
+        let ahead = |time: u64| time.cast_signed() - Timestamp::now().as_secs().cast_signed();
+        let by_cdk = info.version.as_ref().is_some_and(|it| it.name.starts_with("cdk"));
+        Self { cdk, keyset, ahead: info.time.map_or(0, ahead), by_cdk }
+    }
+
     pub(super) fn mint(&self) -> Arc<dyn MintConnector + Send + Sync> {
         self.cdk.mint_connector()
     }
@@ -45,6 +55,8 @@ pub(super) enum PlaceError {
     Keyset(Id),
     #[error("the mint: {0}")]
     Mint(#[from] Error),
+    #[error("whether the mint knows SIG_ALL is not known yet: {0}")]
+    Busy(String),
     #[error(transparent)]
     Settle(#[from] SettleError),
 }
@@ -60,6 +72,8 @@ pub(super) struct Mints {
     wallet: Wallet,
     trusted: Vec<MintUrl>,
     known: Mutex<Known>,
+    /// Held while a mint is tried out.
+    pub(super) trying: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -70,7 +84,7 @@ struct Known {
 
 impl Mints {
     pub(super) fn new(wallet: Wallet, trusted: Vec<MintUrl>) -> Self {
-        Self { wallet, trusted, known: Mutex::default() }
+        Self { wallet, trusted, known: Mutex::default(), trying: Mutex::default() }
     }
 
     /// The trusted sat mint with a key.
@@ -107,7 +121,7 @@ impl Mints {
             return Ok(place.clone());
         }
         let cdk = Arc::new(self.wallet.trading_cdk(url, &CurrencyUnit::Sat).await?);
-        let sig_all = able(&cdk, None).await?;
+        let info = able(&cdk, None).await?;
         let active = match keyset {
             None => cdk.active_keyset().await?,
             Some(id) => {
@@ -115,7 +129,7 @@ impl Mints {
                 all.into_iter().find(|it| it.id == id).ok_or(PlaceError::Keyset(id))?
             }
         };
-        let place = checked(Place { cdk, keyset: active, sig_all }, &CurrencyUnit::Sat)?;
+        let place = checked(Place::new(cdk, active, &info), &CurrencyUnit::Sat)?;
         known.places.insert((url.clone(), Some(place.keyset.id)), place.clone());
         Ok(place)
     }
@@ -129,16 +143,16 @@ impl Mints {
             return Ok(place.clone());
         }
         let cdk = Arc::new(self.wallet.trading_cdk(&ehash.mint, &unit).await?);
-        let sig_all = able(&cdk, Some(&unit)).await?;
-        let place = checked(Place { cdk, keyset: ehash.keyset.clone(), sig_all }, &unit)?;
+        let info = able(&cdk, Some(&unit)).await?;
+        let place = checked(Place::new(cdk, ehash.keyset.clone(), &info), &unit)?;
         known.places.insert(named, place.clone());
         Ok(place)
     }
 }
 
-/// Whether the mint can do what a swap needs; true if it knows `SIG_ALL` too.
-/// `ehash` must not be meltable.
-async fn able(cdk: &CdkWallet, ehash: Option<&CurrencyUnit>) -> Result<bool, PlaceError> {
+/// Whether the mint can do what a swap needs, and what it says of itself. `ehash`
+/// must not be meltable.
+async fn able(cdk: &CdkWallet, ehash: Option<&CurrencyUnit>) -> Result<MintInfo, PlaceError> {
     let info = cdk.mint_connector().get_mint_info().await?;
     let nuts = &info.nuts;
     let supported = [
@@ -156,7 +170,7 @@ async fn able(cdk: &CdkWallet, ehash: Option<&CurrencyUnit>) -> Result<bool, Pla
     if ehash.is_some_and(melts) {
         return Err(PlaceError::Meltable);
     }
-    Ok(info.version.is_some_and(|version| version.name.starts_with("cdk")))
+    Ok(info)
 }
 
 fn checked(place: Place, unit: &CurrencyUnit) -> Result<Place, PlaceError> {

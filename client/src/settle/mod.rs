@@ -7,10 +7,13 @@
 //! | [`Record`] | a trade as it is kept, and told to the user |
 //! | `trade` | one trade: its context, its messages, and what happens in which order |
 //! | `agree` | step 1: what both bring, and whether it fits |
+//! | `offer` | what our own offers bind us to |
 //! | `buyer`, `seller` | the two scripts |
 //! | `legs` | a leg at its mint: lock, check, claim, take back |
 //! | `lightning` | the sats by Lightning instead |
 //! | `mints` | keysets, and which sat mints are trusted |
+//! | `sig_all` | whether a mint knows `SIG_ALL`, tried out |
+//! | [`Evidence`] | proof that a mint has taken tokens and keeps what it owes |
 //! | `post` | messages in NIP-59 wraps, and reports to the exchange |
 //! | [`Watchtower`], `watched` | claims that somebody else may finish |
 //! | [`Step`], [`LegView`] | a trade as its user is told of it |
@@ -23,15 +26,18 @@
 mod account;
 mod agree;
 mod buyer;
+mod evidence;
 mod keys;
 mod legs;
 mod lightning;
 mod mints;
+mod offer;
 mod post;
 mod ready;
 mod record;
 mod seller;
 mod settler;
+mod sig_all;
 mod tower;
 mod trade;
 mod watched;
@@ -51,6 +57,7 @@ use crate::trade::TradeError;
 use crate::wallet::WalletError;
 
 pub use account::{LegView, Step, Whose};
+pub use evidence::{Evidence, Verdict, verify};
 pub use ready::{Obstacle, obstacles};
 pub use record::{End, Record, Role, Stage, Watched, Wish};
 pub use settler::{Change, Progress, Settler, wish};

@@ -209,6 +209,10 @@ impl Desk {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), SettleError> {
         let mut inbox = self.subscribe().await?;
+        for market in self.shared.exchange.markets() {
+            // What its lots are before anything is matched; again with the first match.
+            let _ = self.shared.lot(market.epoch).await;
+        }
         for record in self.shared.wallet.trades().await? {
             if !record.is_over() && record.exchange() == self.shared.exchange.key() {
                 self.start(record);

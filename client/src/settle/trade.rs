@@ -151,6 +151,8 @@ impl Trade {
     /// Takes in what comes, for at most so long.
     async fn hear(&mut self, patience: Duration) {
         match timeout(patience, self.inbox.recv()).await {
+            // Anybody can name the match: who floods it is not to drown the other trader.
+            Ok(Some(Note::Message(message))) if !self.may_say(&message) => {}
             Ok(Some(Note::Message(message))) => {
                 if self.held.len() == MAX_HELD {
                     self.held.pop_front();
@@ -162,6 +164,12 @@ impl Trade {
             Ok(None) => sleep(patience).await,
             Err(_) => {}
         }
+    }
+
+    /// Whether a message can be the other trader's, as far as his key is known.
+    fn may_say(&self, message: &Incoming) -> bool {
+        let theirs = self.their_key();
+        theirs.is_none_or(|key| message.from == key) || message.from == self.record.counterparty()
     }
 
     /// Waits until a time.

@@ -8,7 +8,7 @@ use hashpit_mailbox::Mailbox;
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh04::{ExchangeInfo, Market, MarketId, MarketState};
 use hashpit_nips::eh05::{Checkpoint, Match};
-use hashpit_nips::{EpochId, kind};
+use hashpit_nips::{EpochId, HashUnits, kind};
 use nostr_sdk::filter::MatchEventOptions;
 use nostr_sdk::{
     Alphabet, Event, EventId, Filter, Keys, PublicKey, RelayUrl, SingleLetterTag, Timestamp,
@@ -134,6 +134,17 @@ impl Exchange {
         let events = self.ask(filter.identifier(epoch.to_string())).await?;
         let keysets = newest_of_each(events.into_iter());
         Ok(keysets.iter().find_map(|event| EpochKeyset::decode(event).ok()))
+    }
+
+    /// Units of ehash in one lot of a market, if these relays know it.
+    pub(crate) async fn lot(&self, epoch: EpochId) -> Result<Option<HashUnits>, TradeError> {
+        if let Some(market) = self.markets.iter().find(|market| market.epoch == epoch) {
+            return Ok(Some(market.lot));
+        }
+        let filter = Filter::new().author(self.key).kind(kind::MARKET);
+        let told = self.ask(filter.identifier(epoch.to_string())).await?;
+        let markets = newest_of_each(told.into_iter());
+        Ok(markets.iter().find_map(|event| Some(Market::decode(event).ok()?.lot)))
     }
 
     /// A market's book as of its newest checkpoint.

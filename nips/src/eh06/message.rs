@@ -8,7 +8,7 @@
 use cashu::mint_url::MintUrl;
 use cashu::nuts::nut02::Id;
 use nostr::{EventBuilder, EventId, PublicKey, Tag, UnsignedEvent};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::LockedProof;
 use crate::eh01::EpochState;
@@ -65,7 +65,8 @@ pub struct Keys {
     #[serde(with = "hex::serde")]
     pub terms: [u8; 32],
     /// The key made for this trade: it seals the other messages, claims, and takes
-    /// back.
+    /// back. A point's x: whoever reads another would lock to nobody.
+    #[serde(deserialize_with = "on_curve")]
     pub key: PublicKey,
     /// The sender's clock, in seconds of the Unix epoch.
     pub clock: u64,
@@ -75,6 +76,10 @@ pub struct Keys {
     pub lock: Option<LockTerms>,
     /// The buyer's part; none of the seller's.
     pub pays: Option<Pays>,
+    /// Whether the other's leg may be locked under `SIG_ALL`: only where the sender
+    /// knows that its mint carries out such claims.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_sig_all: bool,
 }
 
 /// Where and how a leg is locked.
@@ -85,8 +90,8 @@ pub struct LockTerms {
     pub mint: MintUrl,
     /// The keyset that signs the locked proofs.
     pub keyset: Id,
-    /// Whether signatures cover the whole swap: only where the mint knows
-    /// `SIG_ALL`.
+    /// Whether signatures may cover the whole swap: only where the mint knows
+    /// `SIG_ALL`. They do if the receiver takes that, too.
     pub sig_all: bool,
 }
 
@@ -99,6 +104,12 @@ pub struct Pays {
     pub hash: [u8; 32],
     /// One of the match's ways of payment.
     pub way: Way,
+}
+
+/// Half of all strings of 32 bytes are no point's x coordinate.
+fn on_curve<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PublicKey, D::Error> {
+    let key = PublicKey::deserialize(deserializer)?;
+    key.xonly().map(|_| key).map_err(de::Error::custom)
 }
 
 /// Why a rumor is no message of a trade.
