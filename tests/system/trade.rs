@@ -53,6 +53,7 @@ impl Floor {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hashpit"));
         command.arg("--data-dir").arg(self.dir.path().join(format!("{trader}s")));
         command.arg("--config").arg(self.dir.path().join("hashpit.toml")).args(args);
+        command.env("HASHPIT_PASSWORD", "correct horse");
         command
     }
 
@@ -141,6 +142,11 @@ impl Drop for Floor {
     }
 }
 
+fn knows_password(process: &str) -> bool {
+    let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap();
+    String::from_utf8_lossy(&environment).contains("HASHPIT_PASSWORD")
+}
+
 fn mode(path: &Path) -> u32 {
     path.metadata().unwrap().permissions().mode() & 0o777
 }
@@ -148,9 +154,12 @@ fn mode(path: &Path) -> u32 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offers_that_meet_are_settled_in_the_background() {
     let mut floor = Floor::open().await;
+    assert!(floor.run("buyer", &["wallet", "keys", "--encrypt"]).await.status.success());
     assert_eq!(floor.offer("seller", "sell", &[]).await, None);
     let id = floor.offer("buyer", "buy", &[]).await.unwrap();
-    assert_eq!(floor.background.len(), 2);
+    let [seller, buyer] = &floor.background[..] else { panic!("{:?}", floor.background) };
+    assert!(!knows_password(seller));
+    assert!(knows_password(buyer));
     for trader in ["seller", "buyer"] {
         let trade = floor.sees(trader, &id, |trade| trade["state"] == "completed").await;
         assert_eq!((&trade["sats"], &trade["lots"]), (&"1235".into(), &"100".into()));
@@ -159,6 +168,10 @@ async fn offers_that_meet_are_settled_in_the_background() {
         assert!(shown["steps"][5]["done"].as_bool().unwrap());
         let text = floor.run(trader, &["trade", "show", &id[..6]]).await;
         let text = String::from_utf8(text.stdout).unwrap();
+        eprintln!("{text}");
+        let l = floor.run(trader, &["trade", "list", "--all"]).await;
+        eprintln!("{}", String::from_utf8(l.stdout).unwrap());
+        eprintln!("{}", std::fs::read_to_string(floor.log_of(trader)).unwrap());
         for word in ["settled", "step 4", "Nothing is left to do", "npub1"] {
             assert!(text.contains(word), "{word} is not in\n{text}");
         }
@@ -220,6 +233,20 @@ async fn a_watch_that_is_killed_is_resumed() {
     floor.value_has_moved().await;
     floor.until_nobody_settles(&floor.house.buyer).await;
     assert!(buyer.ended().unwrap().is_none_or(|status| status.success()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_settles_what_its_wallet_sells() {
+    let mut floor = Floor::open().await;
+    let (sv2, authority) = (floor.house.pool.sv2.to_string(), floor.house.pool.authority.clone());
+    let proxy = ["proxy", "--pool", &sv2, "--authority", &authority];
+    let ports = ["--sv1", "127.0.0.1:0", "--sv2", "127.0.0.1:0"];
+    let mut proxy = floor.start("seller", &[&proxy[..], &ports].concat(), "proxy.log");
+    let id = floor.deal().await;
+    let _buyer = floor.start("buyer", &["-vv", "trade", "watch", "--until-idle"], "buyer.log");
+    floor.sees("seller", &id, |trade| trade["state"] == "completed").await;
+    floor.value_has_moved().await;
+    assert!(proxy.terminate().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

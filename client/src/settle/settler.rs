@@ -1,6 +1,6 @@
 //! Takes up every match of a wallet, and drives each trade to its end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use hashpit_nips::eh05::{Match, Settlement};
 use hashpit_nips::eh06::Timing;
 use hashpit_nips::kind;
 use nostr_sdk::{Event, EventId, Filter, Keys, Kind, PublicKey, Timestamp};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Mutex, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +51,8 @@ pub(super) struct Shared {
     pub(super) timing: Timing,
     pub(super) clock: Clock,
     pub(super) probe: Probe,
+    /// Open trades that were found to be within the limits.
+    admitted: Mutex<HashSet<EventId>>,
     progress: watch::Sender<Progress>,
     changes: broadcast::Sender<Change>,
 }
@@ -103,6 +105,7 @@ impl Settler {
             timing: Timing::EH06,
             clock: Clock::default(),
             probe: Probe::default(),
+            admitted: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
             changes: broadcast::Sender::new(CHANGES),
         };
@@ -388,30 +391,24 @@ impl Shared {
         if sats < Sats::new(limits.min_trade_sats) {
             return Err(beyond("fewer than", limits.min_trade_sats));
         }
-        let open = self.open_before(record).await?.saturating_add(sats.get());
-        if open > limits.max_counterparty_sats {
+        // Of matches that come at one time the first are within a limit, not all.
+        let mut admitted = self.admitted.lock().await;
+        let mut trades = self.wallet.trades().await?;
+        trades.retain(|trade| !trade.is_over());
+        admitted.retain(|id| trades.iter().any(|trade| trade.id() == *id));
+        let counted = trades.iter().filter(|it| {
+            it.counterparty() == record.counterparty()
+                && it.id() != record.id()
+                && (it.mine.is_some() || admitted.contains(&it.id()))
+        });
+        let others = counted.map(|trade| trade.sats().get()).fold(0, u64::saturating_add);
+        if others.saturating_add(sats.get()) > limits.max_counterparty_sats {
             return Err(beyond(
                 "and with what is open with its trader more than",
                 limits.max_counterparty_sats,
             ));
         }
+        admitted.insert(record.id());
         Ok(())
-    }
-
-    /// Sats of open trades with the same counterparty that came before, or were agreed
-    /// on: of matches at one time the first are within a limit, not none.
-    async fn open_before(&self, record: &Record) -> Result<u64, SettleError> {
-        let place = |trade: &Record| {
-            let terms = trade.terms();
-            (terms.at, terms.seq, terms.index, trade.id())
-        };
-        let (trades, mine) = (self.wallet.trades().await?, place(record));
-        let open = trades.iter().filter(|it| {
-            it.id() != record.id()
-                && !it.is_over()
-                && it.counterparty() == record.counterparty()
-                && (it.mine.is_some() || place(it) < mine)
-        });
-        Ok(open.map(|trade| trade.sats().get()).fold(0, u64::saturating_add))
     }
 }
