@@ -86,7 +86,9 @@ impl Trade {
             Err(why) => return self.void(why).await,
         };
         if self.record.stage == Stage::Agreeing {
-            if let Err(why) = self.await_invoice(&nwc, ehash).await? {
+            // Another machine of ours may have paid the invoice that was found.
+            let is_found = self.record.recovered && self.record.invoice.is_some();
+            if !is_found && let Err(why) = self.await_invoice(&nwc, ehash).await? {
                 return self.void(why).await;
             }
             self.enter(Stage::Locking).await?;
@@ -209,7 +211,7 @@ impl Trade {
                 }
                 Ok(InvoiceState::Settled) => {
                     let why = format!("the seller has taken the payment; {why}");
-                    return Ok(End::Lost { why });
+                    return self.got_after_all(ehash, End::Completed, End::Lost { why }).await;
                 }
                 Ok(InvoiceState::Pending | InvoiceState::Accepted) => {}
                 Err(error) if is_unknown(&error) => return Ok(End::Refunded { why }),

@@ -19,6 +19,7 @@
 //! | [`Step`], [`LegView`] | a trade as its user is told of it |
 //! | [`obstacles`] | what would keep an offer's fills from being settled |
 //! | `keys` | everything secret, derived |
+//! | [`recover`] | open trades of a machine that is gone, from the words and a relay |
 //!
 //! A script may be left at any await, by a kill or a lost machine, and is begun
 //! anew: each step first looks at what its record says was done.
@@ -35,6 +36,7 @@ mod offer;
 mod post;
 mod ready;
 mod record;
+mod recover;
 mod seller;
 mod settler;
 mod sig_all;
@@ -61,6 +63,7 @@ pub use account::{LegView, Step, Whose};
 pub use evidence::{Evidence, Verdict, verify};
 pub use ready::{Obstacle, obstacles};
 pub use record::{End, Record, Role, Stage, Watched, Wish};
+pub use recover::recover;
 pub use settler::{Change, Progress, Settler, wish};
 pub use tower::{TowerProgress, Watchtower};
 
@@ -85,6 +88,17 @@ pub enum SettleError {
     /// No such trade.
     #[error("no trade is called {0:?}; see `hashpit trade list`")]
     NoTrade(String),
+}
+
+impl SettleError {
+    /// True where the same may succeed at another time.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Wallet(error) => error.is_passing(),
+            Self::Mailbox(_) | Self::Trade(_) => true,
+            Self::Damaged(_) | Self::Busy | Self::NoTrade(_) => false,
+        }
+    }
 }
 
 impl From<cdk_common::database::Error> for SettleError {
