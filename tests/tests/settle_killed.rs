@@ -275,7 +275,7 @@ impl Trial<'_> {
         let mints = [self.house.pool.mint_url.parse().unwrap(), self.house.sats.url.clone()];
         let remains = Remains { mints: mints.into(), ..Remains::default() };
         wallet.restore(&remains, &|_| ()).await.unwrap();
-        recover(&wallet, &[self.house.relay.url.clone()]).await.unwrap();
+        recover(&wallet, std::slice::from_ref(&self.house.relay.url)).await.unwrap();
         wallet
     }
 
