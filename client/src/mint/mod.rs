@@ -4,9 +4,11 @@
 //! | module | what lives in it |
 //! |---|---|
 //! | `line` | requests to one pool, repeated until answered |
+//! | `patient` | cdk's HTTP transport, with an end to waiting |
 //! | `transport` | cdk's HTTP transport, over a line |
 
 mod line;
+mod patient;
 mod transport;
 
 use std::collections::{BTreeSet, HashMap};
@@ -24,6 +26,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 pub use line::{Line, LineError};
+pub(crate) use patient::Patient;
 pub(crate) use transport::NostrTransport;
 
 /// How long a mint's host may take to accept a connection before it counts as

@@ -103,6 +103,11 @@ impl Trade {
         if let Err(why) = self.fits(&mine, &theirs) {
             return Ok(Err(why.to_owned()));
         }
+        if let Some(pays) = &theirs.pays
+            && !self.shared.is_new(of, pays.hash).await?
+        {
+            return Ok(Err("the buyer's hash was used in another trade".to_owned()));
+        }
         self.record.theirs = Some(theirs);
         Ok(Ok(()))
     }

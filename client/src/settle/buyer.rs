@@ -13,6 +13,12 @@ use super::trade::Trade;
 /// Longest pause before a mint is asked again to give a leg back, in seconds.
 pub(super) const AGAIN_SECS: u64 = 30;
 
+/// A trade that another machine of ours began, and had locked nothing in: what was
+/// checked before a lock is not known here.
+pub(super) fn unlocked() -> End {
+    End::Void { why: "another machine had begun it, and locked nothing".to_owned() }
+}
+
 impl Trade {
     pub(super) async fn buy(&mut self) -> Result<End, SettleError> {
         let agreed = match self.agree().await? {
@@ -25,6 +31,7 @@ impl Trade {
         if self.record.stage == Stage::Agreeing {
             match self.next_of_recovered(&sats).await? {
                 Some(stage) => self.enter(stage).await?,
+                None if self.record.recovered => return Ok(unlocked()),
                 None => {
                     if let Err(why) = self.may_lock(self.timing().sats).await {
                         return self.void(why).await;

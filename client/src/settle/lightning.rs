@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 use tracing::{debug, warn};
 
 use super::SettleError;
+use super::buyer::unlocked;
 use super::legs::LegPlan;
 use super::record::{End, Stage};
 use super::trade::Trade;
@@ -85,10 +86,15 @@ impl Trade {
             Ok(nwc) => nwc,
             Err(why) => return self.void(why).await,
         };
+        if self.record.stage == Stage::Agreeing && self.record.recovered {
+            // Another machine of ours may have paid; this one does not.
+            match self.was_paid(&nwc, ehash).await {
+                Ok(true) => self.enter(Stage::Waiting).await?,
+                Ok(false) | Err(_) => return Ok(unlocked()),
+            }
+        }
         if self.record.stage == Stage::Agreeing {
-            // Another machine of ours may have paid the invoice that was found.
-            let is_found = self.record.recovered && self.record.invoice.is_some();
-            if !is_found && let Err(why) = self.await_invoice(&nwc, ehash).await? {
+            if let Err(why) = self.await_invoice(&nwc, ehash).await? {
                 return self.void(why).await;
             }
             self.enter(Stage::Locking).await?;
@@ -260,10 +266,7 @@ impl Trade {
             match self.shared.probe.around("make invoice", nwc.make_hold_invoice(&order)).await {
                 Ok(invoice) => return Ok(invoice.bolt11),
                 Err(error) if error.class() == Class::Refused => {
-                    // Perhaps it was made before, and the answer lost.
-                    let made = nwc.lookup_invoice(ehash.lock.hash).await;
-                    let made = made.ok().and_then(|invoice| invoice.bolt11);
-                    return made.ok_or_else(|| format!("your Lightning wallet: {error}"));
+                    return Err(format!("your Lightning wallet: {error}"));
                 }
                 Err(error) => debug!(%error, "the Lightning wallet does not answer"),
             }
@@ -276,7 +279,10 @@ impl Trade {
         let until = self.due(self.timing().ehash);
         loop {
             match nwc.lookup_invoice(ehash.lock.hash).await {
-                Ok(invoice) if invoice.state == InvoiceState::Accepted => {
+                Ok(invoice)
+                    if invoice.state == InvoiceState::Accepted
+                        && invoice.amount == self.payment() =>
+                {
                     return self.is_held_for_long(nwc, invoice.settle_deadline).await;
                 }
                 Ok(_) => {}
@@ -319,9 +325,11 @@ impl Trade {
             }
             match nwc.lookup_invoice(ehash.lock.hash).await.map(|it| it.state) {
                 Ok(InvoiceState::Settled) => break,
-                Ok(InvoiceState::Failed | InvoiceState::Expired) => {
+                Ok(InvoiceState::Failed) => {
                     return lost("the payment had gone back to the buyer");
                 }
+                // Of a held payment some wallets say so when its invoice could no longer
+                // be paid.
                 Ok(_) => {}
                 Err(error) => debug!(%error, "the Lightning wallet does not answer"),
             }

@@ -52,7 +52,7 @@ use std::sync::Arc;
 use cdk::mint_url::MintUrl;
 use hashpit_mailbox::MailboxError;
 pub use hashpit_nips::eh06::Timing;
-use nostr_sdk::{PublicKey, Timestamp};
+use nostr_sdk::{EventId, PublicKey, Timestamp};
 use serde::Deserialize;
 
 use crate::nwc::NwcUri;
@@ -85,6 +85,9 @@ pub enum SettleError {
     /// Another process settles this wallet's trades.
     #[error("another hashpit process settles this wallet's trades; it goes on by itself")]
     Busy,
+    /// A defect of ours; the trade is taken up again.
+    #[error("trade {0} has met a defect of this program; please report it")]
+    Panicked(EventId),
     /// No such trade.
     #[error("no trade is called {0:?}; see `hashpit trade list`")]
     NoTrade(String),
@@ -95,7 +98,7 @@ impl SettleError {
     fn is_passing(&self) -> bool {
         match self {
             Self::Wallet(error) => error.is_passing(),
-            Self::Mailbox(_) | Self::Trade(_) => true,
+            Self::Mailbox(_) | Self::Trade(_) | Self::Panicked(_) => true,
             Self::Damaged(_) | Self::Busy | Self::NoTrade(_) => false,
         }
     }

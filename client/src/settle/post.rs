@@ -72,7 +72,7 @@ impl Shared {
         let lifetime = if to == from.public_key() { KEPT } else { LIFETIME };
         let expires = Tag::expiration(Timestamp::now() + lifetime);
         let wrap = EventBuilder::gift_wrap(from, &to, rumor, [expires]).await;
-        let wrap = wrap.expect("keys that we hold seal anything below NIP-44's limit");
+        let wrap = wrap.map_err(|error| MailboxError::NotStored(error.to_string()))?;
         self.publish(&wrap).await
     }
 

@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::SettleError;
 use super::agree::Agreed;
-use super::buyer::AGAIN_SECS;
+use super::buyer::{AGAIN_SECS, unlocked};
 use super::keys::sha256;
 use super::legs::{LegFault, LegPlan, LegState};
 use super::record::{End, Stage};
@@ -24,7 +24,8 @@ impl Trade {
             Err(why) => return self.void(why).await,
         };
         let end = self.sell_for(&agreed).await?;
-        if agreed.sats.is_none() && end != End::Completed {
+        let is_sold = self.record.preimage.is_some();
+        if agreed.sats.is_none() && !is_sold && end != End::Completed {
             self.cancel_invoice(&agreed.ehash).await;
         }
         Ok(end)
@@ -34,6 +35,7 @@ impl Trade {
         if self.record.stage == Stage::Agreeing {
             match self.next_of_recovered(ehash).await? {
                 Some(stage) => self.enter(stage).await?,
+                None if self.record.recovered => return Ok(unlocked()),
                 None => {
                     let paid = match sats {
                         Some(sats) => self.await_sats(sats).await?,
@@ -124,7 +126,7 @@ impl Trade {
             pause = (pause * 2).min(ASK.1);
             match self.try_state(ehash, &proofs).await {
                 Ok(LegState::Claimed(preimage)) => return Ok(Ok(preimage)),
-                Ok(LegState::TakenBack) => return Ok(Err(refunded())),
+                // Nobody can take it back yet, whatever the mint says.
                 Ok(_) => {}
                 Err(error) => debug!(%error, "the mint does not answer"),
             }

@@ -2,9 +2,11 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, TryLockError};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
 use hashpit_nips::Sats;
 use hashpit_nips::eh01::EpochKeyset;
@@ -60,6 +62,8 @@ pub(super) struct Shared {
     changes: broadcast::Sender<Change>,
     /// Trades under way.
     open: Mutex<HashMap<EventId, Open>>,
+    /// Buyers' hashes, and the trade that each was first seen in.
+    hashes: Mutex<HashMap<[u8; 32], EventId>>,
     /// Until the last trade's task has ended, no other settler may begin.
     _lock: File,
 }
@@ -133,6 +137,7 @@ impl Settler {
             progress: watch::Sender::new(Progress::default()),
             changes: broadcast::Sender::new(CHANGES),
             open: Mutex::default(),
+            hashes: Mutex::default(),
             _lock: lock,
         };
         Ok(Self { shared })
@@ -381,6 +386,11 @@ impl Desk {
         if self.shared.wallet.trade(event.id).await?.is_some() {
             return Ok(());
         }
+        // A key that is no point of the curve can be signed for, and not encrypted to.
+        if [terms.seller(), terms.buyer()].iter().any(|leg| leg.trader.xonly().is_err()) {
+            warn!(trade = %event.id, "a match with a key that does not exist");
+            return Ok(());
+        }
         let now = self.shared.clock.now();
         if now >= Timing::of(terms.at, self.shared.timing.agree) {
             debug!(trade = %event.id, "a match of which nothing can come any more");
@@ -400,7 +410,9 @@ impl Desk {
         let trade = Trade::new(self.shared.clone(), record, inbox);
         self.tasks.spawn(async move {
             sleep(after).await;
-            (of, trade.run().await)
+            // One trade's panic must not end the others.
+            let outcome = AssertUnwindSafe(trade.run()).catch_unwind().await;
+            (of, outcome.unwrap_or(Err(SettleError::Panicked(of))))
         });
         self.trades.insert(of, notes);
         let (now, later) =
@@ -542,6 +554,19 @@ impl Shared {
             this.counts = true;
         }
         Ok(())
+    }
+
+    /// Whether no other trade of this wallet was on the same hash: one payment would
+    /// count for both. What is asked for is new only once.
+    pub(super) async fn is_new(&self, of: EventId, hash: [u8; 32]) -> Result<bool, SettleError> {
+        {
+            let mut hashes = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
+            if hashes.insert(hash, of).is_some_and(|before| before != of) {
+                return Ok(false);
+            }
+        }
+        let trades = self.wallet.trades().await?;
+        Ok(trades.iter().all(|trade| trade.id() == of || trade.hash() != Some(hash)))
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<EventId, Open>> {

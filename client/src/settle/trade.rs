@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long a trade that is over waits for relays to store its last messages.
 const LAST_POSTS: Duration = Duration::from_secs(5);
 
+/// Characters of a reason that are told: it may hold a mint's whole answer.
+const MAX_REASON: usize = 500;
+
 /// What is told to a trade.
 #[derive(Debug)]
 pub(super) enum Note {
@@ -59,7 +62,10 @@ impl Trade {
             Role::Seller => self.sell().await?,
         };
         info!(trade = %self.record.id(), ?end, "trade over");
-        self.keep_end();
+        // What another machine does with it is not known to one that has found nothing.
+        if !(self.record.recovered && matches!(end, End::Void { .. })) {
+            self.keep_end();
+        }
         self.post().await;
         if !matches!(end, End::Lost { .. }) {
             self.record.got.clear();
@@ -212,7 +218,8 @@ impl Trade {
     /// Ends a trade in which nothing of ours is locked.
     pub(super) async fn void(&mut self, why: String) -> Result<End, SettleError> {
         if self.record.mine.is_some() {
-            self.send(Message::Abort { reason: why.clone() });
+            let reason = why.chars().take(MAX_REASON).collect();
+            self.send(Message::Abort { reason });
         }
         Ok(End::Void { why })
     }

@@ -32,7 +32,7 @@ use std::sync::Arc;
 pub use cdk::mint_url::MintUrl;
 use cdk::nuts::{CurrencyUnit, State, Token};
 use cdk::wallet::{BaseHttpClient, SendOptions, WalletBuilder};
-use cdk::{Amount, HttpClient, Wallet as CdkWallet};
+use cdk::{Amount, Wallet as CdkWallet};
 use cdk_common::database::WalletDatabase;
 use cdk_sqlite::wallet::WalletSqliteDatabase;
 use hashpit_mailbox::MailboxError;
@@ -42,7 +42,7 @@ use hashpit_nips::{EpochId, HashUnits, Seed, eh07};
 use nostr_sdk::{PublicKey, RelayUrl};
 use serde::Serialize;
 
-use crate::mint::{Mints, NostrTransport, Route};
+use crate::mint::{Mints, NostrTransport, Patient, Route};
 
 pub(crate) use epoch::{Applied, EpochState, NewBlanks};
 pub use history::{Entry, Status, What};
@@ -528,7 +528,7 @@ impl Wallet {
                 return Err(WalletError::NoRelay(mint.clone()));
             }
         }
-        Ok(Arc::new(HttpClient::new(mint.clone(), None)))
+        Ok(Arc::new(BaseHttpClient::with_transport(mint.clone(), Patient::default(), None)))
     }
 
     /// The way over Nostr, if relays of its pool are known.

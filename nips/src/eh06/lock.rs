@@ -121,6 +121,20 @@ pub fn fee(proofs: usize, keyset: &KeySet) -> u64 {
     (proofs as u64).saturating_mul(keyset.input_fee_ppk).div_ceil(1000)
 }
 
+/// How many proofs an amount takes, without making them: who chooses a keyset's
+/// amounts could ask for billions.
+fn coins(amount: u64, keyset: &KeySet) -> u64 {
+    let mut denominations: Vec<u64> =
+        keyset.keys.iter().map(|(amount, _)| (*amount).into()).filter(|&it| it > 0).collect();
+    denominations.sort_unstable_by(|a, b| b.cmp(a));
+    let (mut coins, mut left) = (0u64, amount);
+    for denomination in denominations {
+        coins = coins.saturating_add(left / denomination);
+        left %= denomination;
+    }
+    coins
+}
+
 /// The amounts of a lock from which its receiver gets `net` after the mint's fee
 /// for claiming it: ascending, and the same for whoever works them out.
 pub fn amounts(net: u64, keyset: &KeySet) -> Result<Vec<u64>, LegError> {
@@ -129,6 +143,9 @@ pub fn amounts(net: u64, keyset: &KeySet) -> Result<Vec<u64>, LegError> {
     let mut gross = net;
     // Each round adds what the last one fell short of; fees are small.
     for _ in 0..MAX_PROOFS {
+        if coins(gross, keyset) > MAX_PROOFS as u64 {
+            return Err(LegError::Amount);
+        }
         let split = Amount::from(gross).split(&denominations).map_err(|_| LegError::Amount)?;
         if split.is_empty() || split.len() > MAX_PROOFS {
             return Err(LegError::Amount);
