@@ -42,7 +42,7 @@ struct Wallet {
 impl Wallet {
     async fn start(relay: &RelayUrl) -> Self {
         let (keys, client) = (Keys::generate(), Keys::generate());
-        let mailbox = Mailbox::connect(keys.clone(), &[relay.clone()]).await.unwrap();
+        let mailbox = Mailbox::connect(keys.clone(), std::slice::from_ref(relay)).await.unwrap();
         assert_eq!(mailbox.connected(PATIENCE).await, 1);
         let filter = Filter::new().kind(Kind::from(REQUEST)).pubkey(keys.public_key());
         let requests = mailbox.subscribe(filter).await.unwrap();

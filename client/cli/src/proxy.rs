@@ -54,7 +54,7 @@ pub async fn run(
     let (found, shortfall) = watch::channel(None);
     tasks.spawn(proxy.serve(shutdown.clone()));
     if let Some(settling) = settling {
-        tasks.spawn(settling.for_ever(watch::Sender::default(), shutdown.clone()));
+        tasks.spawn(settling.for_ever(shutdown.clone()));
     }
     tasks.spawn(reconcile::watch(monitor.clone(), claiming.clone(), found, shutdown.clone()));
     if let Some((pool, relays)) = source {

@@ -344,15 +344,28 @@ impl Desk {
         for key in store.kv_list(NAMESPACE, WISH_TABLE).await? {
             let told = store.kv_read(NAMESPACE, WISH_TABLE, &key).await?;
             let wish = told.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            // Others are for the settler of another exchange, or for later.
-            let trade = EventId::from_hex(&key).ok().and_then(|of| self.trades.get(&of));
-            let Some(trade) = trade else { continue };
+            let of = EventId::from_hex(&key).ok();
+            let trade = of.and_then(|of| self.trades.get(&of));
+            let Some(trade) = trade else {
+                // It is another settler's, or came too late.
+                if self.is_over(of).await? {
+                    store.kv_remove(NAMESPACE, WISH_TABLE, &key).await?;
+                }
+                continue;
+            };
             if let Some(wish) = wish {
                 let _ = trade.try_send(Note::Wish(wish));
             }
             store.kv_remove(NAMESPACE, WISH_TABLE, &key).await?;
         }
         Ok(())
+    }
+}
+
+impl Desk {
+    async fn is_over(&self, of: Option<EventId>) -> Result<bool, SettleError> {
+        let Some(of) = of else { return Ok(true) };
+        Ok(self.shared.wallet.trade(of).await?.is_none_or(|trade| trade.is_over()))
     }
 }
 
@@ -383,7 +396,7 @@ impl Shared {
         if sats < Sats::new(limits.min_trade_sats) {
             return Err(beyond("fewer than", limits.min_trade_sats));
         }
-        let open = self.open_with(record.counterparty()).await?;
+        let open = self.open_before(record).await?.saturating_add(sats.get());
         if open > limits.max_counterparty_sats {
             return Err(beyond(
                 "and with what is open with its trader more than",
@@ -393,10 +406,20 @@ impl Shared {
         Ok(())
     }
 
-    /// Sats of open trades with a counterparty.
-    async fn open_with(&self, counterparty: PublicKey) -> Result<u64, SettleError> {
-        let trades = self.wallet.trades().await?;
-        let open = trades.iter().filter(|it| !it.is_over() && it.counterparty() == counterparty);
+    /// Sats of open trades with the same counterparty that came before, or were agreed
+    /// on: of matches at one time the first are within a limit, not none.
+    async fn open_before(&self, record: &Record) -> Result<u64, SettleError> {
+        let place = |trade: &Record| {
+            let terms = trade.terms();
+            (terms.at, terms.seq, terms.index, trade.id())
+        };
+        let (trades, mine) = (self.wallet.trades().await?, place(record));
+        let open = trades.iter().filter(|it| {
+            it.id() != record.id()
+                && !it.is_over()
+                && it.counterparty() == record.counterparty()
+                && (it.mine.is_some() || place(it) < mine)
+        });
         Ok(open.map(|trade| trade.sats().get()).fold(0, u64::saturating_add))
     }
 }

@@ -222,9 +222,8 @@ async fn what_is_held_outlives_either_wallet() {
         scene.received(preimage).await;
         assert_eq!(scene.state(&scene.seller, preimage).await, InvoiceState::Settled);
         let sent = loop {
-            match sent.next().await.unwrap() {
-                Notice::PaymentSent(sent) => break sent,
-                _ => {}
+            if let Notice::PaymentSent(sent) = sent.next().await.unwrap() {
+                break sent;
             }
         };
         assert_eq!((sent.payment_hash, sent.preimage), (hash_of(preimage), Some(preimage)));
