@@ -7,7 +7,7 @@ use cdk::nuts::{Proofs, SecretKey};
 use cdk::secret::Secret;
 use hashpit_client::settle::{Clock, End, Limits};
 use hashpit_nips::eh06::{self, HtlcLock, Leg, Message};
-use hashpit_tests::adversary::{Adversary, PREIMAGE, bits, hash, mint, spend};
+use hashpit_tests::adversary::{Adversary, PREIMAGE, bits, hash, mint, spend, swap};
 use hashpit_tests::mint_proxy::{MintProxy, Trick};
 use hashpit_tests::trade_house::TradeHouse;
 use nostr_sdk::Timestamp;
@@ -340,9 +340,11 @@ async fn tokens_that_are_spent_or_being_spent_are_refused() {
     let (keyset, at) = (house.sats.keyset().unwrap(), mint(&house.sats.url));
     // To the careless, who do not ask the mint, a spent token is as good as any.
     let token = house.sats.proofs(1 << 10).await.unwrap();
-    spend(&at, &keyset, &token, None, &[], false).await.unwrap();
+    let again = [(1 << 10, Secret::generate())];
+    swap(&at, &keyset, token.clone(), &again).await.unwrap();
     assert!(token[0].verify_dleq(keyset.keys.amount_key(token[0].amount).unwrap()).is_ok());
-    assert!(spend(&at, &keyset, &token, None, &[], false).await.is_err());
+    let again = [(1 << 10, Secret::generate())];
+    assert!(swap(&at, &keyset, token, &again).await.is_err());
 
     let proxy = MintProxy::start().await.unwrap();
     proxy.leads_to(&house.sats.url.to_string()).unwrap();
