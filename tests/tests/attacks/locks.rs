@@ -1,12 +1,14 @@
 //! What a buyer locks that is not what was agreed on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cdk::nuts::{Proofs, SecretKey};
 use cdk::secret::Secret;
-use hashpit_client::settle::End;
+use hashpit_client::settle::{Clock, End, Limits};
 use hashpit_nips::eh06::{self, HtlcLock, Leg, Message};
-use hashpit_tests::adversary::{Adversary, PREIMAGE, bits, hash, mint, spend};
+use hashpit_tests::adversary::{Adversary, PREIMAGE, bits, hash, mint, spend, swap};
+use hashpit_tests::mint_proxy::{MintProxy, Trick};
 use hashpit_tests::trade_house::TradeHouse;
 use nostr_sdk::Timestamp;
 use serde_json::json;
@@ -326,6 +328,40 @@ async fn a_mint_that_changes_its_keyset_owes_the_same() {
     claim(&house, &mut adversary, &deal).await;
     assert_eq!(victim.end(of).await, End::Completed);
     assert_eq!(house.sats_of(&house.seller).await.unwrap(), DUE);
+    victim.stop().await;
+    adversary.close().await;
+    house.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tokens_that_are_spent_or_being_spent_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let house = TradeHouse::start(dir.path()).await.unwrap();
+    let (keyset, at) = (house.sats.keyset().unwrap(), mint(&house.sats.url));
+    // To the careless, who do not ask the mint, a spent token is as good as any.
+    let token = house.sats.proofs(1 << 10).await.unwrap();
+    let again = [(1 << 10, Secret::generate())];
+    swap(&at, &keyset, token.clone(), &again).await.unwrap();
+    assert!(token[0].verify_dleq(keyset.keys.amount_key(token[0].amount).unwrap()).is_ok());
+    let again = [(1 << 10, Secret::generate())];
+    assert!(swap(&at, &keyset, token, &again).await.is_err());
+
+    let proxy = MintProxy::start().await.unwrap();
+    proxy.leads_to(&house.sats.url.to_string()).unwrap();
+    let limits = Limits { mints: vec![proxy.url.parse().unwrap()], ..Limits::default() };
+    let victim = Victim::start_with(&house, &house.seller, CALM, limits, Clock::default()).await;
+    let mut adversary =
+        Adversary::connect(house.buyer.trade_keys(), &house.relay.url).await.unwrap();
+    for state in ["PENDING", "SPENT"] {
+        let told = move |answer: String| answer.replace("UNSPENT", state);
+        proxy.play("/checkstate", Trick::Edit(Arc::new(told)));
+        let of = house.deal(LOTS, PRICE).await.unwrap();
+        let deal = agree(&house, &mut adversary, of, |_| {}).await;
+        pay(&house, &adversary, &deal).await;
+        let why = victim.void(of).await;
+        assert!(why.contains("being spent"), "{state}: {why}");
+    }
+    assert_eq!(house.ehash_of(&house.seller).await.unwrap(), house.mined.get());
     victim.stop().await;
     adversary.close().await;
     house.stop().await.unwrap();
