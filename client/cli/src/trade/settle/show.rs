@@ -166,7 +166,7 @@ fn tell(
     }
     println!("stage     {}{why}", words::stage(trade));
     for leg in trade.legs(&TIMING) {
-        println!("leg       {}", words::leg(&leg, now));
+        println!("leg       {}", words::leg(&leg, trade.is_over(), now));
     }
     if let Some(watched) = words::watched(trade) {
         println!("watched   {watched}");
