@@ -221,7 +221,11 @@ impl Trial<'_> {
         living.stop().await;
         victim.stop().await;
         let after = self.holdings().await;
-        assert_eq!(before.iter().sum::<i64>(), after.iter().sum::<i64>(), "{moment:?} {comes:?}");
+        assert_eq!(
+            before.iter().sum::<i64>(),
+            after.iter().sum::<i64>(),
+            "{moment:?} {comes:?}: {before:?} {after:?}"
+        );
         let outcome = Outcome { killed, ends: [died, lived].map(|record| end(&record)) };
         self.check(moment, &outcome, before, after);
         eprintln!("{:?} {moment:?} {comes:?} {outcome:?}", begun.elapsed());
@@ -341,11 +345,15 @@ async fn run_all(
     for worker in 0..at_once {
         let dir = dir.join(format!("{worker}"));
         // Some are quicker than others.
-        let (units, sats) = (4 * each * u64::from(LOTS), 4 * each * PRICE);
+        let trades = 1 + 4 * each;
+        let (units, sats) = (trades * u64::from(LOTS), trades * PRICE);
         let mut pair = house.pair(&dir, units, sats).await.unwrap();
         let (house, queue) = (house.clone(), queue.clone());
         workers.spawn(async move {
             let mut done = Vec::new();
+            // A wallet tries each mint out in its first trade, with a coin of one unit; one
+            // that dies in the midst of that, and for good, loses the coin.
+            moments(&house, &pair).await;
             for _ in 0..4 * each {
                 let Some((moment, comes)) = queue.lock().unwrap().pop_front() else { break };
                 let mut trial = Trial { house: &house, dir: dir.clone(), pair: &mut pair, timing };
@@ -367,7 +375,9 @@ async fn house(dir: &Path) -> (Arc<TradeHouse>, Vec<Moment>) {
         let _ = tracing_subscriber::fmt::try_init();
     }
     let house = Arc::new(TradeHouse::start(&dir.join("house")).await.unwrap());
-    let pair = house.pair(&dir.join("first"), 2 * u64::from(LOTS), 2 * PRICE).await.unwrap();
+    let pair = house.pair(&dir.join("first"), 3 * u64::from(LOTS), 3 * PRICE).await.unwrap();
+    // In its first trade a wallet tries a mint out.
+    moments(&house, &pair).await;
     let moments = moments(&house, &pair).await;
     assert!(moments.len() > 80, "only {} moments: {moments:?}", moments.len());
     (house, moments)
