@@ -134,10 +134,11 @@ impl Trade {
             }
             self.shared.wallet.skip_counters(&swap).await?;
         }
-        match self.find_locked(plan).await? {
-            Some(locked) => Ok(locked),
-            None => Err(LegFault::Refused(refused)),
-        }
+        let found = self.find_locked(plan).await?;
+        // A stop may have come between what is reserved and its plan.
+        let (name, operation) = (self.record.swap("lock"), self.record.operation());
+        self.shared.wallet.give_up(&name, operation).await?;
+        found.ok_or(LegFault::Refused(refused))
     }
 
     fn given(&self, plan: &LegPlan) -> Result<Vec<Given>, LegFault> {
