@@ -21,6 +21,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub enum Trick {
     /// The mint never hears of it.
     Stop,
+    /// The mint never hears of it; this status is answered, by something before it.
+    Turn(u16),
     /// The mint carries it out, and the answer is lost.
     Lose,
     /// The mint carries it out, and this is answered instead.
@@ -116,6 +118,10 @@ async fn pass(State(ways): State<Arc<Ways>>, method: Method, uri: Uri, body: Byt
         lock(&ways.tricks).iter().find(|(end, _)| path.ends_with(**end)).map(|it| it.1.clone());
     match &trick {
         Some(Trick::Stop) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Some(Trick::Turn(status)) => {
+            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::FORBIDDEN);
+            return status.into_response();
+        }
         Some(Trick::RefuseAfter(most)) if earlier >= *most => {
             let why = r#"{"code":20008,"detail":"a signature is missing or wrong"}"#;
             return (StatusCode::BAD_REQUEST, json(), why).into_response();

@@ -6,7 +6,7 @@ use tracing::{debug, warn};
 
 use super::SettleError;
 use super::agree::Agreed;
-use super::legs::{LegFault, LegPlan, LegState};
+use super::legs::{LegFault, LegPlan, LegState, Locked};
 use super::record::{End, Stage};
 use super::trade::Trade;
 
@@ -42,7 +42,8 @@ impl Trade {
         }
         if self.record.stage == Stage::Locking {
             match self.lock(&sats, self.due(self.timing().sats)).await {
-                Ok(_) => self.enter(Stage::Waiting).await?,
+                Ok(Locked::Shown) => self.enter(Stage::Waiting).await?,
+                Ok(Locked::Hidden(why)) => self.enter(Stage::Refunding { why }).await?,
                 Err(LegFault::Refused(why)) => return self.void(why).await,
                 Err(LegFault::Settle(error)) => return Err(error),
             }
@@ -87,7 +88,9 @@ impl Trade {
             return Ok(None);
         }
         match self.find_locked(own).await {
-            Ok(found) => Ok(found.then_some(Stage::Waiting)),
+            Ok(None) => Ok(None),
+            Ok(Some(Locked::Shown)) => Ok(Some(Stage::Waiting)),
+            Ok(Some(Locked::Hidden(why))) => Ok(Some(Stage::Refunding { why })),
             Err(LegFault::Refused(why)) => {
                 warn!(why, trade = %self.record.id(), "what was locked is not known");
                 Ok(None)
@@ -202,7 +205,7 @@ impl Trade {
             return self.void("it had not begun".to_owned()).await;
         };
         self.sleep_until(sats.lock.locktime + 1).await;
-        let proofs = match self.own_proofs(sats) {
+        let proofs = match self.own_proofs(sats).await {
             Ok(proofs) => proofs,
             Err(LegFault::Settle(error)) => return Err(error),
             Err(LegFault::Refused(why)) => return Ok(End::Lost { why }),

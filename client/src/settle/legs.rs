@@ -15,7 +15,7 @@ use super::SettleError;
 use super::keys::sha256;
 use super::mints::Place;
 use super::trade::Trade;
-use crate::wallet::{Given, Swap, SwapError, WalletError};
+use crate::wallet::{Given, Standing, Swap, SwapError, WalletError, standing};
 
 /// First and longest pause before a mint is asked again.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -38,7 +38,7 @@ pub(super) enum LegState {
     Pending,
     /// Claimed, with this preimage.
     Claimed([u8; 32]),
-    /// Spent without the preimage: taken back.
+    /// Spent, as its mint shows, without the preimage: taken back.
     TakenBack,
 }
 
@@ -57,78 +57,185 @@ impl From<crate::wallet::WalletError> for LegFault {
     }
 }
 
+/// What has become of locking our leg.
+pub(super) enum Locked {
+    /// Its proofs can be handed over.
+    Shown,
+    /// The mint has locked it and signed nothing that can be shown, for this reason:
+    /// all that is left is to take it back.
+    Hidden(String),
+}
+
+/// What came of asking a mint for a swap.
+enum Asked {
+    Done(Proofs),
+    /// Not known yet.
+    Open,
+    /// Not known yet: the mint has answered with what it must not.
+    Lied(&'static str),
+    /// Other outputs are needed.
+    Reused,
+    Refused(String),
+}
+
+/// Plans of one swap that are made before it is left to the script.
+const PLANS: usize = 8;
+/// Answers with what a mint must not that are borne.
+const LIES: usize = 8;
+const REUSED: &str = "the mint has signed each try's outputs before; does another machine use \
+    the same words?";
 /// The witness's preimage where claims are signed, junk where a leg is taken back:
 /// every mint tried wants something there.
 const JUNK: [u8; 32] = [0; 32];
 const LATE: &str = "it is too late to lock anything";
 
 impl Trade {
-    /// Locks our leg; the proofs that were locked before, if it was done.
+    /// Locks our leg, unless that was done.
     ///
     /// Errors where the mint has refused, or has not done it by `until`: then nothing
     /// is locked, and what was reserved is free.
-    pub(super) async fn lock(&mut self, plan: &LegPlan, until: u64) -> Result<Proofs, LegFault> {
+    pub(super) async fn lock(&mut self, plan: &LegPlan, until: u64) -> Result<Locked, LegFault> {
         if !self.record.locked.is_empty() {
-            return self.own_proofs(plan);
+            return Ok(Locked::Shown);
         }
+        let given = self.given(plan)?;
+        let mut refused = REUSED.to_owned();
+        for _ in 0..PLANS {
+            let (swap, asked) = match self.lock_anew(plan, &given, until).await {
+                Ok(asked) => asked,
+                Err(LegFault::Refused(why)) => {
+                    // Nothing of this machine's; another of ours may have locked it.
+                    refused = why;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            let is_reused = matches!(asked, Asked::Reused);
+            let is_open = match asked {
+                Asked::Done(mut proofs) => {
+                    proofs.truncate(given.len());
+                    return self.note_locked(&proofs).await;
+                }
+                Asked::Reused => false,
+                Asked::Refused(why) => {
+                    refused = why;
+                    self.standing(plan, &swap).await != Standing::Unspent
+                }
+                Asked::Open | Asked::Lied(_) => {
+                    refused = LATE.to_owned();
+                    true
+                }
+            };
+            if let Some(locked) = self.end_lock(plan, &given, &swap, is_open).await? {
+                return Ok(locked);
+            }
+            if !is_reused {
+                return Err(LegFault::Refused(refused));
+            }
+            self.shared.wallet.skip_counters(&swap).await?;
+        }
+        let found = self.find_locked(plan).await?;
+        // A stop may have come between what is reserved and its plan.
+        let (name, operation) = (self.record.swap("lock"), self.record.operation());
+        self.shared.wallet.give_up(&name, operation).await?;
+        found.ok_or(LegFault::Refused(refused))
+    }
+
+    fn given(&self, plan: &LegPlan) -> Result<Vec<Given>, LegFault> {
         let amounts = eh06::amounts(plan.net, &plan.place.keyset);
         let amounts = amounts.map_err(|error| LegFault::Refused(error.to_string()))?;
-        let given = self.keys.locked(&plan.lock, &amounts);
-        let (name, operation) = (self.record.swap("lock"), self.record.operation());
-        let wallet = self.shared.wallet.clone();
-        match self.lock_anew(&name, plan, &given, until).await {
-            Ok(mut proofs) => {
-                proofs.truncate(amounts.len());
-                self.note_locked(proofs, plan).await
-            }
-            Err(LegFault::Refused(why)) => {
-                // Another machine of ours may have locked it, with other change.
-                let before = self.locked_before(plan, &given).await?;
-                wallet.give_up(&name, operation).await?;
-                match before {
-                    Some(proofs) => self.note_locked(proofs, plan).await,
-                    None => Err(LegFault::Refused(why)),
-                }
-            }
-            Err(error) => Err(error),
-        }
+        Ok(self.keys.locked(&plan.lock, &amounts))
     }
 
     /// The leg that another machine of ours has locked, if there was one.
-    pub(super) async fn find_locked(&mut self, plan: &LegPlan) -> Result<bool, LegFault> {
-        let amounts = eh06::amounts(plan.net, &plan.place.keyset);
-        let amounts = amounts.map_err(|error| LegFault::Refused(error.to_string()))?;
-        let given = self.keys.locked(&plan.lock, &amounts);
-        let Some(proofs) = self.locked_before(plan, &given).await? else { return Ok(false) };
-        self.note_locked(proofs, plan).await?;
-        Ok(true)
+    pub(super) async fn find_locked(&mut self, plan: &LegPlan) -> Result<Option<Locked>, LegFault> {
+        match self.locked_before(plan, &self.given(plan)?).await? {
+            Ok(None) => Ok(None),
+            Ok(Some(proofs)) => self.note_locked(&proofs).await.map(Some),
+            Err(why) => Ok(Some(Locked::Hidden(why))),
+        }
     }
 
-    /// Has the mint lock our leg, of what the wallet holds.
+    /// Has the mint lock our leg, of what the wallet holds. Errors where nothing was
+    /// planned.
     async fn lock_anew(
         &self,
-        name: &str,
         plan: &LegPlan,
         given: &[Given],
         until: u64,
-    ) -> Result<Proofs, LegFault> {
-        let (wallet, place) = (&self.shared.wallet, &plan.place);
-        let till = place.till.lock().await;
-        let swap = self.plan_lock(name, plan, given, until).await?;
-        let request = swap.request(wallet)?;
-        if let Some(proofs) = self.carry_out("lock", &swap, &request, place, until).await? {
-            return Ok(proofs);
+    ) -> Result<(Swap, Asked), LegFault> {
+        let (name, place) = (self.record.swap("lock"), &plan.place);
+        let _till = place.till.lock().await;
+        let swap = self.plan_lock(&name, plan, given, until).await?;
+        let request = swap.request(&self.shared.wallet)?;
+        let asked = self.ask("lock", &swap, &request, place, until).await?;
+        Ok((swap, asked))
+    }
+
+    /// Ends a lock that has not come about, and gives free what it reserved; what was
+    /// locked, if it has come about all the same, or by another machine of ours.
+    /// `is_open` where the mint may have carried it out, or may yet.
+    async fn end_lock(
+        &mut self,
+        plan: &LegPlan,
+        given: &[Given],
+        lock: &Swap,
+        is_open: bool,
+    ) -> Result<Option<Locked>, LegFault> {
+        let (wallet, place) = (self.shared.wallet.clone(), &plan.place);
+        if is_open {
+            // What it spends is spent otherwise: the mint decides which came first.
+            match self.undo_lock(plan, lock).await {
+                Ok(()) => {}
+                Err(LegFault::Refused(why)) => debug!(why, "a lock is not undone"),
+                Err(error) => return Err(error),
+            }
         }
-        drop(till);
-        // The last request may have been carried out all the same, or may be yet: what
-        // it spends is spent otherwise, and the mint decides which came first.
-        let undone = self.undo_lock(plan, &swap).await;
-        if self.locked_before(plan, given).await?.is_some() {
-            let done = self.carry_out("lock", &swap, &request, place, u64::MAX).await?;
-            return Ok(done.unwrap_or_default());
+        let found = self.locked_before(plan, given).await?;
+        if is_open && !matches!(found, Ok(None)) {
+            // With its change, if it is this lock that has come about.
+            let request = lock.request(&wallet)?;
+            let asked = self.ask("lock", lock, &request, place, u64::MAX).await?;
+            if let Asked::Done(mut proofs) = asked {
+                proofs.truncate(given.len());
+                return self.note_locked(&proofs).await.map(Some);
+            }
         }
-        undone?;
-        Err(LegFault::Refused(LATE.to_owned()))
+        self.forget_spent(plan, lock).await?;
+        wallet.forget_swaps(&self.record.swap("undo")).await?;
+        wallet.give_up(&self.record.swap("lock"), self.record.operation()).await?;
+        match found {
+            Ok(None) => Ok(None),
+            Ok(Some(proofs)) => self.note_locked(&proofs).await.map(Some),
+            Err(why) => Ok(Some(Locked::Hidden(why))),
+        }
+    }
+
+    /// Where a swap's inputs stand; waits for the mint as long as it takes.
+    async fn standing(&self, plan: &LegPlan, swap: &Swap) -> Standing {
+        let (mint, mut pause) = (plan.place.mint(), PAUSE.0);
+        loop {
+            let asked = standing(mint.as_ref(), swap.inputs());
+            match self.shared.probe.around("ask inputs", asked).await {
+                Ok(standing) => return standing,
+                Err(error) => debug!(%error, "the mint does not say where its proofs stand"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    async fn forget_spent(&self, plan: &LegPlan, swap: &Swap) -> Result<(), LegFault> {
+        let (mint, mut pause) = (plan.place.mint(), PAUSE.0);
+        loop {
+            match self.shared.wallet.forget_spent(swap, mint.as_ref()).await {
+                Ok(()) => return Ok(()),
+                Err(SwapError::Unknown(error)) => debug!(%error, "the mint does not answer"),
+                Err(error) => return Err(fault(error)),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
     }
 
     async fn plan_lock(
@@ -165,22 +272,47 @@ impl Trade {
     /// is spent.
     async fn undo_lock(&self, plan: &LegPlan, lock: &Swap) -> Result<(), LegFault> {
         let (name, wallet, place) = (self.record.swap("undo"), &self.shared.wallet, &plan.place);
-        let inputs = lock.inputs().clone();
-        let planned = wallet.plan_receipt(&name, &place.cdk, &place.keyset, inputs);
-        let swap = self.shared.probe.around("write undo", planned).await?;
-        if !swap.is_done() {
+        for _ in 0..PLANS {
+            let inputs = lock.inputs().clone();
+            // What a swap costs follows from the keysets of its inputs.
+            let fee = self.fee_of(place, &inputs).await;
+            let planned = wallet.plan_receipt_for(&name, &place.cdk, &place.keyset, inputs, fee);
+            let swap = self.shared.probe.around("write undo", planned).await?;
+            if swap.is_done() {
+                return Ok(());
+            }
             let request = swap.request(wallet)?;
-            self.carry_out("undo", &swap, &request, place, u64::MAX).await?;
+            match self.ask("undo", &swap, &request, place, u64::MAX).await? {
+                Asked::Done(_) | Asked::Open | Asked::Lied(_) => return Ok(()),
+                Asked::Refused(why) => return Err(LegFault::Refused(why)),
+                Asked::Reused => {
+                    wallet.skip_counters(&swap).await?;
+                    wallet.forget_swaps(&name).await?;
+                }
+            }
         }
-        Ok(())
+        Err(LegFault::Refused(REUSED.to_owned()))
     }
 
-    /// What the mint has signed of a lock; waits for it as long as it takes.
+    async fn fee_of(&self, place: &Place, inputs: &Proofs) -> u64 {
+        let mut pause = PAUSE.0;
+        loop {
+            match place.cdk.get_proofs_fee(inputs).await {
+                Ok(fee) => return fee.total.into(),
+                Err(error) => debug!(%error, "what a swap costs is not known yet"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// What the mint has signed of a lock, or why that cannot be shown; waits for it as
+    /// long as it takes.
     async fn locked_before(
         &self,
         plan: &LegPlan,
         given: &[Given],
-    ) -> Result<Option<Proofs>, LegFault> {
+    ) -> Result<Result<Option<Proofs>, String>, LegFault> {
         let keyset = &plan.place.keyset;
         let outputs: Result<Vec<_>, _> = given.iter().map(|it| it.blind(keyset.id)).collect();
         let (outputs, mint) = (outputs?, plan.place.mint());
@@ -188,8 +320,9 @@ impl Trade {
         loop {
             let asked = self.shared.wallet.signed_before(&outputs, mint.as_ref(), keyset);
             match self.shared.probe.around("ask lock", asked).await {
-                Ok(found) => return Ok(found),
+                Ok(found) => return Ok(Ok(found)),
                 Err(SwapError::Unknown(error)) => debug!(%error, "the mint does not answer"),
+                Err(error @ SwapError::Lie(_)) => return Ok(Err(error.to_string())),
                 Err(error) => return Err(fault(error)),
             }
             sleep(pause).await;
@@ -197,21 +330,47 @@ impl Trade {
         }
     }
 
-    async fn note_locked(&mut self, proofs: Proofs, plan: &LegPlan) -> Result<Proofs, LegFault> {
+    async fn note_locked(&mut self, proofs: &Proofs) -> Result<Locked, LegFault> {
         let handed = (0..)
-            .zip(&proofs)
+            .zip(proofs)
             .map(|(index, proof)| LockedProof::hand_over(proof, self.keys.nonce(index)));
-        let unproven = "the mint's signatures have no DLEQ proof, so they cannot be shown";
         let handed: Option<Vec<_>> = handed.collect();
-        self.record.locked = handed.ok_or_else(|| LegFault::Refused(unproven.to_owned()))?;
+        let Some(handed) = handed else {
+            let unproven = "the mint's signatures have no DLEQ proof, so they cannot be shown";
+            return Ok(Locked::Hidden(unproven.to_owned()));
+        };
+        self.record.locked = handed;
         self.save("locked").await?;
-        self.own_proofs(plan)
+        Ok(Locked::Shown)
     }
 
-    /// Our own locked proofs.
-    pub(super) fn own_proofs(&self, plan: &LegPlan) -> Result<Proofs, LegFault> {
+    /// Our own locked proofs: as they were handed over, else as the mint has signed
+    /// them.
+    pub(super) async fn own_proofs(&self, plan: &LegPlan) -> Result<Proofs, LegFault> {
+        if self.record.locked.is_empty() {
+            return self.own_unproven(plan).await;
+        }
         let opened = plan.lock.open(plan.net, &plan.place.keyset, &self.record.locked);
         opened.map_err(|error| LegFault::Refused(error.to_string()))
+    }
+
+    async fn own_unproven(&self, plan: &LegPlan) -> Result<Proofs, LegFault> {
+        let keyset = &plan.place.keyset;
+        let given = self.given(plan)?;
+        let outputs: Result<Vec<_>, _> = given.iter().map(|it| it.blind(keyset.id)).collect();
+        let (outputs, mint) = (outputs?, plan.place.mint());
+        let mut pause = PAUSE.0;
+        loop {
+            let asked = self.shared.wallet.signed_unproven(&outputs, mint.as_ref(), keyset);
+            match self.shared.probe.around("ask lock", asked).await {
+                Ok(Some(proofs)) => return Ok(proofs),
+                Ok(None) => return Err(LegFault::Refused("the mint has no such lock".to_owned())),
+                Err(SwapError::Unknown(error)) => debug!(%error, "the mint does not answer"),
+                Err(error) => return Err(fault(error)),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
     }
 
     /// Checks the other's leg as it was handed over: everything that follows from
@@ -268,10 +427,12 @@ impl Trade {
         };
         let preimage = preimages.filter_map(fits).next();
         let any = |state| told.iter().any(|it| it.state == state);
+        let is_shown = told.iter().any(|it| it.state == State::Spent && it.witness.is_some());
         Ok(match preimage {
             Some(preimage) if any(State::Spent) => LegState::Claimed(preimage),
-            _ if any(State::Spent) => LegState::TakenBack,
-            _ if any(State::Pending) => LegState::Pending,
+            _ if is_shown => LegState::TakenBack,
+            // Without a witness nobody can tell how it was spent.
+            _ if any(State::Spent) || any(State::Pending) => LegState::Pending,
             _ => LegState::Unspent,
         })
     }
@@ -324,14 +485,24 @@ impl Trade {
         if swap.is_done() {
             return Ok(true);
         }
-        let mut pause = PAUSE.0;
+        let (mut pause, mut plans) = (PAUSE.0, 1);
         while self.now() < until {
             let mut request = swap.request(&self.shared.wallet)?;
             sign(&mut request, self.keys.cashu(), plan.lock.sig_all, preimage)?;
-            match self.carry_out_once(what, &swap, &request, &place).await {
-                Ok(Some(_)) => return Ok(true),
-                Ok(None) => self.note_withheld(what, plan, &request).await,
-                Err(LegFault::Refused(why)) => {
+            match self.ask_once(what, &swap, &request, &place).await? {
+                Asked::Done(_) => return Ok(true),
+                Asked::Open | Asked::Lied(_) => self.note_withheld(what, plan, &request).await,
+                Asked::Reused if plans == PLANS => {
+                    return Err(LegFault::Refused(REUSED.to_owned()));
+                }
+                Asked::Reused => {
+                    plans += 1;
+                    self.shared.wallet.skip_counters(&swap).await?;
+                    self.shared.wallet.forget_swaps(&name).await?;
+                    (swap, place) = self.plan_spend(&name, plan, &proofs).await?;
+                    continue;
+                }
+                Asked::Refused(why) => {
                     self.note_withheld(what, plan, &request).await;
                     if !self.plan_anew(&name, plan, &swap, &proofs).await? {
                         return Err(LegFault::Refused(why));
@@ -339,7 +510,6 @@ impl Trade {
                     (swap, place) = self.plan_spend(&name, plan, &proofs).await?;
                     continue;
                 }
-                Err(error) => return Err(error),
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
@@ -386,6 +556,12 @@ impl Trade {
         let Some(active) = active.filter(|it| signs_no_more && it.verify_id().is_ok()) else {
             return Ok(false);
         };
+        // An earlier request may have been carried out, and its plan is all that finds
+        // what was signed.
+        let standing = standing(place.mint().as_ref(), proofs).await;
+        if !matches!(standing, Ok(Standing::Unspent)) {
+            return Ok(false);
+        }
         // What a swap costs follows from the keyset of its inputs.
         let input_fee_ppk = place.keyset.input_fee_ppk;
         let costing = KeySet { input_fee_ppk, ..active.clone() };
@@ -404,39 +580,64 @@ impl Trade {
         place: &Place,
         until: u64,
     ) -> Result<Option<Proofs>, LegFault> {
-        let mut pause = PAUSE.0;
-        while self.now() < until {
-            if let Some(proofs) = self.carry_out_once(what, swap, request, place).await? {
-                return Ok(Some(proofs));
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
+        match self.ask(what, swap, request, place, until).await? {
+            Asked::Done(proofs) => Ok(Some(proofs)),
+            Asked::Open | Asked::Lied(_) => Ok(None),
+            Asked::Reused => Err(LegFault::Refused(REUSED.to_owned())),
+            Asked::Refused(why) => Err(LegFault::Refused(why)),
         }
-        Ok(None)
     }
 
-    /// Asks the mint for a swap; `None` where it has to be asked again.
-    async fn carry_out_once(
+    /// As [`Trade::carry_out`].
+    async fn ask(
         &self,
         what: &str,
         swap: &Swap,
         request: &SwapRequest,
         place: &Place,
-    ) -> Result<Option<Proofs>, LegFault> {
+        until: u64,
+    ) -> Result<Asked, LegFault> {
+        let (mut pause, mut lies) = (PAUSE.0, 0);
+        while self.now() < until {
+            match self.ask_once(what, swap, request, place).await? {
+                Asked::Open => {}
+                Asked::Lied(_) if lies < LIES => lies += 1,
+                Asked::Lied(how) => return Ok(Asked::Refused(how.to_owned())),
+                asked => return Ok(asked),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+        Ok(Asked::Open)
+    }
+
+    async fn ask_once(
+        &self,
+        what: &str,
+        swap: &Swap,
+        request: &SwapRequest,
+        place: &Place,
+    ) -> Result<Asked, LegFault> {
         let (wallet, mint) = (&self.shared.wallet, place.mint());
         let probe = &self.shared.probe;
         let asked = wallet.carry_out(swap, request.clone(), mint.as_ref(), &place.keyset, probe);
         match probe.around(&format!("swap {what}"), asked).await {
-            Ok(proofs) => return Ok(Some(proofs)),
+            Ok(proofs) => return Ok(Asked::Done(proofs)),
+            Err(SwapError::Reused) => {
+                warn!(what, trade = %self.record.id(), "{}", SwapError::Reused);
+                return Ok(Asked::Reused);
+            }
+            Err(SwapError::Refused(error)) => return Ok(Asked::Refused(error.to_string())),
             Err(SwapError::Unknown(error)) => {
                 debug!(%error, what, trade = %self.record.id(), "asking the mint again");
             }
-            Err(error @ SwapError::Lie(_)) => {
-                warn!(%error, what, trade = %self.record.id(), "asking the mint again");
+            Err(SwapError::Lie(how)) => {
+                warn!(how, what, trade = %self.record.id(), "the mint's signatures were refused");
+                return Ok(Asked::Lied(how));
             }
-            Err(error) => return Err(fault(error)),
+            Err(SwapError::Wallet(error)) => return Err(error.into()),
         }
-        Ok(None)
+        Ok(Asked::Open)
     }
 }
 

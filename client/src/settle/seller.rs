@@ -9,7 +9,7 @@ use super::SettleError;
 use super::agree::Agreed;
 use super::buyer::{AGAIN_SECS, unlocked};
 use super::keys::sha256;
-use super::legs::{LegFault, LegPlan, LegState};
+use super::legs::{LegFault, LegPlan, LegState, Locked};
 use super::record::{End, Stage};
 use super::trade::Trade;
 
@@ -50,7 +50,8 @@ impl Trade {
         }
         if self.record.stage == Stage::Locking {
             match self.lock(ehash, self.due(self.timing().ehash)).await {
-                Ok(_) => self.enter(Stage::Waiting).await?,
+                Ok(Locked::Shown) => self.enter(Stage::Waiting).await?,
+                Ok(Locked::Hidden(why)) => self.enter(Stage::Refunding { why }).await?,
                 Err(LegFault::Refused(why)) => return self.void(why).await,
                 Err(LegFault::Settle(error)) => return Err(error),
             }
@@ -61,6 +62,10 @@ impl Trade {
                 Err(end) => return Ok(end),
             }
             self.enter(Stage::Claiming).await?;
+        }
+        if let Stage::Refunding { why } = self.record.stage.clone() {
+            // Nobody was shown what is locked.
+            return self.take_hidden_back(ehash, why).await;
         }
         match sats {
             Some(sats) => self.claim_sats(sats).await,
@@ -105,7 +110,7 @@ impl Trade {
         ehash: &LegPlan,
         sats: Option<&LegPlan>,
     ) -> Result<Result<[u8; 32], End>, SettleError> {
-        let proofs = match self.own_proofs(ehash) {
+        let proofs = match self.own_proofs(ehash).await {
             Ok(proofs) => proofs,
             Err(LegFault::Refused(why)) => return Ok(Err(End::Lost { why })),
             Err(LegFault::Settle(error)) => return Err(error),
@@ -132,6 +137,21 @@ impl Trade {
             }
         }
         self.take_ehash_back(ehash, &proofs).await
+    }
+
+    /// Takes back ehash that could not be handed over.
+    async fn take_hidden_back(&mut self, ehash: &LegPlan, why: String) -> Result<End, SettleError> {
+        self.sleep_until(ehash.lock.locktime + 1).await;
+        let proofs = match self.own_proofs(ehash).await {
+            Ok(proofs) => proofs,
+            Err(LegFault::Refused(why)) => return Ok(End::Lost { why }),
+            Err(LegFault::Settle(error)) => return Err(error),
+        };
+        match self.take_ehash_back(ehash, &proofs).await? {
+            Err(End::Refunded { .. }) => Ok(End::Refunded { why }),
+            Err(end) => Ok(end),
+            Ok(_) => Ok(End::Lost { why: "somebody has claimed the ehash".to_owned() }),
+        }
     }
 
     /// Takes the ehash back, or learns that it was claimed: from its mint, or from the

@@ -55,7 +55,7 @@ pub(crate) use outbox::{PaidOut, Terms};
 pub use pools::KnownPool;
 use restore::Connector;
 pub use restore::{Remains, RestoreStep, RestoredAt};
-pub(crate) use swaps::{Given, Swap, SwapError};
+pub(crate) use swaps::{Given, Standing, Swap, SwapError, standing};
 
 /// Where our records stand in cdk's key-value table.
 pub(crate) const NAMESPACE: &str = "hashpit";

@@ -10,13 +10,14 @@
 //! 3. this record with what came of it, then cdk's proofs, then this record as
 //!    done. [`Wallet::lock`] finishes this step before anything can be spent.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use cdk::dhke::{blind_message, construct_proofs};
 use cdk::mint_url::MintUrl;
 use cdk::nuts::{
-    BlindSignature, BlindedMessage, CurrencyUnit, Id, KeySet, PreMint, PreMintSecrets, Proof,
-    Proofs, ProofsMethods, PublicKey as CashuKey, RestoreRequest, SecretKey, State, SwapRequest,
+    BlindSignature, BlindedMessage, CheckStateRequest, CurrencyUnit, Id, KeySet, PreMint,
+    PreMintSecrets, Proof, Proofs, ProofsMethods, PublicKey as CashuKey, RestoreRequest, SecretKey,
+    State, SwapRequest,
 };
 use cdk::secret::Secret;
 use cdk::wallet::MintConnector;
@@ -33,6 +34,9 @@ const TABLE: &str = "swaps";
 /// Names of swaps whose proofs are being stored.
 const ARRIVING: &str = "arriving";
 const VERSION: u8 = 1;
+/// Counters that are passed over where the mint knows one already: less than a
+/// restore passes over.
+const SKIPPED: u32 = 100;
 
 /// A swap, with all that it takes to repeat it.
 #[derive(Clone, Serialize, Deserialize)]
@@ -104,6 +108,10 @@ pub(crate) enum SwapError {
     /// It may have come about, or not; to be tried again.
     #[error("the mint has not answered: {0}")]
     Unknown(cdk::Error),
+    /// Its outputs were signed in another swap, while its inputs are unspent: it cannot
+    /// come about, and one with other outputs can.
+    #[error("the mint has signed its outputs before, in another swap")]
+    Reused,
     /// The mint has answered with what it must not.
     #[error("the mint's signatures were refused: {0}")]
     Lie(&'static str),
@@ -224,12 +232,25 @@ impl Wallet {
         keyset: &KeySet,
         inputs: Proofs,
     ) -> Result<Swap, WalletError> {
+        let fee = hashpit_nips::eh06::fee(inputs.len(), keyset);
+        self.plan_receipt_for(name, cdk, keyset, inputs, fee).await
+    }
+
+    /// As [`Wallet::plan_receipt`], where the mint's fee is known.
+    pub(crate) async fn plan_receipt_for(
+        &self,
+        name: &str,
+        cdk: &CdkWallet,
+        keyset: &KeySet,
+        inputs: Proofs,
+        fee: u64,
+    ) -> Result<Swap, WalletError> {
         let _lock = self.lock().await?;
         if let Some(planned) = self.swap(name).await? {
             return Ok(planned);
         }
         let gross: u64 = inputs.iter().map(|proof| u64::from(proof.amount)).sum();
-        let net = gross.saturating_sub(hashpit_nips::eh06::fee(inputs.len(), keyset));
+        let net = gross.saturating_sub(fee);
         let swap = Swap {
             version: VERSION,
             name: name.to_owned(),
@@ -263,6 +284,26 @@ impl Wallet {
         Ok(self.store.kv_remove(NAMESPACE, TABLE, name).await?)
     }
 
+    /// Passes over counters, since the mint has signed outputs of this swap in another:
+    /// some other machine uses the same words. The next plan has other outputs.
+    pub(crate) async fn skip_counters(&self, swap: &Swap) -> Result<(), WalletError> {
+        let _lock = self.lock().await?;
+        self.store.increment_keyset_counter(&swap.keyset, SKIPPED).await?;
+        Ok(())
+    }
+
+    /// Forgets those of a swap's inputs that are spent, so that no other swap is planned
+    /// with them.
+    pub(crate) async fn forget_spent(
+        &self,
+        swap: &Swap,
+        mint: &(dyn MintConnector + Send + Sync),
+    ) -> Result<(), SwapError> {
+        let spent = spent(mint, &swap.inputs).await.map_err(SwapError::Unknown)?;
+        let _lock = self.lock().await?;
+        Ok(self.store.update_proofs(Vec::new(), spent.into_iter().collect()).await?)
+    }
+
     /// Carries a swap out: its outputs' proofs, in their order. Those of the
     /// wallet's own are stored. To be repeated until it succeeds or is refused.
     pub(crate) async fn carry_out(
@@ -274,16 +315,31 @@ impl Wallet {
         probe: &Probe,
     ) -> Result<Proofs, SwapError> {
         let outputs = self.outputs_of(swap)?;
-        let signatures = match probe.around("post swap", mint.post_swap(request)).await {
-            Ok(answer) => answer.signatures,
-            Err(error) => match probe.around("ask restore", signed(mint, &outputs)).await {
-                Ok(Some(signatures)) => signatures,
-                Ok(None) if is_final(&error) => return Err(SwapError::Refused(error)),
-                Ok(None) | Err(_) => return Err(SwapError::Unknown(error)),
-            },
+        let (signatures, is_fresh) = match probe.around("post swap", mint.post_swap(request)).await
+        {
+            Ok(answer) => (answer.signatures, true),
+            Err(error) => {
+                let told = answered_before(swap, &outputs, mint, keyset, error);
+                (probe.around("ask restore", told).await?, false)
+            }
         };
-        let proofs = unblind(&outputs, signatures, keyset)?;
-        self.arrive(swap, &outputs, &proofs, probe).await?;
+        let proofs = match unblind(&outputs, signatures, keyset) {
+            Ok(proofs) => proofs,
+            Err(lie) => {
+                let standing = standing(mint, &swap.inputs).await;
+                return Err(if let Ok(Standing::Unspent) = standing {
+                    SwapError::Reused
+                } else {
+                    lie
+                });
+            }
+        };
+        // What was signed some time ago may be spent by now, by another machine.
+        let gone = match is_fresh {
+            true => HashSet::new(),
+            false => spent(mint, &proofs).await.map_err(SwapError::Unknown)?,
+        };
+        self.arrive(swap, &outputs, &proofs, &gone, probe).await?;
         Ok(proofs)
     }
 
@@ -296,21 +352,39 @@ impl Wallet {
         keyset: &KeySet,
     ) -> Result<Option<Proofs>, SwapError> {
         match signed(mint, outputs).await.map_err(SwapError::Unknown)? {
-            None => Ok(None),
-            Some(signatures) => Ok(Some(unblind(outputs, signatures, keyset)?)),
+            Signed::All(signatures) => Ok(Some(unblind(outputs, signatures, keyset)?)),
+            Signed::Some | Signed::Nothing => Ok(None),
         }
+    }
+
+    /// As [`Wallet::signed_before`], for proofs that are shown to nobody but the mint:
+    /// those need no DLEQ proof, and it is not looked at.
+    pub(crate) async fn signed_unproven(
+        &self,
+        outputs: &[PreMint],
+        mint: &(dyn MintConnector + Send + Sync),
+        keyset: &KeySet,
+    ) -> Result<Option<Proofs>, SwapError> {
+        let Signed::All(mut signatures) =
+            signed(mint, outputs).await.map_err(SwapError::Unknown)?
+        else {
+            return Ok(None);
+        };
+        signatures.iter_mut().for_each(|signature| signature.dleq = None);
+        Ok(Some(unblind(outputs, signatures, keyset)?))
     }
 
     fn outputs_of(&self, swap: &Swap) -> Result<Vec<PreMint>, WalletError> {
         swap.outputs(self)
     }
 
-    /// Stores what is the wallet's own of a swap's outcome, once.
+    /// Stores what is the wallet's own of a swap's outcome, once, but for what is `gone`.
     async fn arrive(
         &self,
         swap: &Swap,
         outputs: &[PreMint],
         proofs: &[Proof],
+        gone: &HashSet<CashuKey>,
         probe: &Probe,
     ) -> Result<(), WalletError> {
         let _lock = self.lock().await?;
@@ -319,9 +393,17 @@ impl Wallet {
         if swap.stage != Stage::Planned {
             return Ok(());
         }
+        // A restore may have found some; what the store knows of them is newer.
+        let ys = proofs.iter().map(Proof::y).collect::<Result<_, _>>();
+        let held = self.store.get_proofs_by_ys(ys.map_err(cdk::Error::from)?).await?;
+        let held: HashSet<_> = held.into_iter().map(|info| info.y).collect();
         let mut added = Vec::new();
         for (output, proof) in outputs.iter().zip(proofs) {
             let Some(counter) = output.derivation_index else { continue };
+            let y = proof.y().map_err(cdk::Error::from)?;
+            if held.contains(&y) || gone.contains(&y) {
+                continue;
+            }
             let (mint, unit) = (swap.mint.clone(), swap.unit.clone());
             let info = ProofInfo::new(proof.clone(), mint, State::Unspent, unit)?;
             added.push(info.with_derivation_index(counter));
@@ -403,11 +485,100 @@ async fn choose(
     }
 }
 
-/// The mint's signatures on all of these outputs; `None` if it has signed none.
+/// Where proofs stand together, by their mint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// All of them.
+    Unspent,
+    /// All of them.
+    Spent,
+    /// Something is under way, or some are spent and others are not.
+    Mixed,
+}
+
+/// Asks a mint where proofs stand (NUT-07).
+pub(crate) async fn standing(
+    mint: &(dyn MintConnector + Send + Sync),
+    proofs: &Proofs,
+) -> Result<Standing, cdk::Error> {
+    let states = states(mint, proofs).await?;
+    let all = |state| states.values().all(|it| *it == state);
+    Ok(match () {
+        () if all(State::Unspent) => Standing::Unspent,
+        () if all(State::Spent) => Standing::Spent,
+        () => Standing::Mixed,
+    })
+}
+
+/// Those of proofs that are spent.
+async fn spent(
+    mint: &(dyn MintConnector + Send + Sync),
+    proofs: &Proofs,
+) -> Result<HashSet<CashuKey>, cdk::Error> {
+    let states = states(mint, proofs).await?.into_iter();
+    Ok(states.filter(|(_, state)| *state == State::Spent).map(|(y, _)| y).collect())
+}
+
+async fn states(
+    mint: &(dyn MintConnector + Send + Sync),
+    proofs: &Proofs,
+) -> Result<HashMap<CashuKey, State>, cdk::Error> {
+    let ys = proofs.ys()?;
+    let told = mint.post_check_state(CheckStateRequest { ys: ys.clone() }).await?.states;
+    let told: HashMap<_, _> = told.into_iter().map(|it| (it.y, it.state)).collect();
+    let of = |y| told.get(&y).map(|state| (y, *state)).ok_or(cdk::Error::UnexpectedProofState);
+    ys.into_iter().map(of).collect()
+}
+
+/// What the mint has signed for a swap to which it has answered with `error`. An
+/// output can be known from another swap, where counters were used twice; then this
+/// one has not come about, and never will.
+async fn answered_before(
+    swap: &Swap,
+    outputs: &[PreMint],
+    mint: &(dyn MintConnector + Send + Sync),
+    keyset: &KeySet,
+    error: cdk::Error,
+) -> Result<Vec<BlindSignature>, SwapError> {
+    let signed = match signed(mint, outputs).await {
+        Ok(Signed::Nothing) if is_final(&error) => return Err(SwapError::Refused(error)),
+        Ok(Signed::Nothing) | Err(_) => return Err(SwapError::Unknown(error)),
+        Ok(signed) => signed,
+    };
+    // Asked for in this order: a swap's inputs are spent before its outputs are known.
+    let Ok(standing) = standing(mint, &swap.inputs).await else {
+        return Err(SwapError::Unknown(error));
+    };
+    match (signed, standing) {
+        (_, Standing::Unspent) => Err(SwapError::Reused),
+        (Signed::All(signatures), Standing::Spent) if is_for(&signatures, outputs, keyset) => {
+            Ok(signatures)
+        }
+        (_, Standing::Spent) => Err(SwapError::Refused(error)),
+        (_, Standing::Mixed) if is_final(&error) => Err(SwapError::Refused(error)),
+        (_, Standing::Mixed) => Err(SwapError::Unknown(error)),
+    }
+}
+
+fn is_for(signatures: &[BlindSignature], outputs: &[PreMint], keyset: &KeySet) -> bool {
+    let fits = |(signature, output): (&BlindSignature, &PreMint)| {
+        signature.amount == output.amount && signature.keyset_id == keyset.id
+    };
+    signatures.iter().zip(outputs).all(fits)
+}
+
+/// What a mint has signed of some outputs.
+enum Signed {
+    Nothing,
+    Some,
+    All(Vec<BlindSignature>),
+}
+
+/// The mint's signatures on these outputs (NUT-09).
 async fn signed(
     mint: &(dyn MintConnector + Send + Sync),
     outputs: &[PreMint],
-) -> Result<Option<Vec<BlindSignature>>, cdk::Error> {
+) -> Result<Signed, cdk::Error> {
     let asked: Vec<BlindedMessage> =
         outputs.iter().map(|output| output.blinded_message.clone()).collect();
     let told = mint.post_restore(RestoreRequest { outputs: asked.clone() }).await?;
@@ -416,7 +587,12 @@ async fn signed(
         let found = pairs.iter().find(|(output, _)| output.blinded_secret == wanted.blinded_secret);
         found.map(|(_, signature)| (*signature).clone())
     };
-    Ok(asked.iter().map(find).collect())
+    let found: Vec<BlindSignature> = asked.iter().filter_map(find).collect();
+    Ok(match found.len() {
+        0 => Signed::Nothing,
+        some if some < asked.len() => Signed::Some,
+        _ => Signed::All(found),
+    })
 }
 
 /// Proofs of signatures that are what was asked for: amounts, keyset, DLEQ.
@@ -446,7 +622,11 @@ fn unblind(
         .map_err(|_| SwapError::Lie("that do not unblind"))
 }
 
-/// True if the mint has judged the request, so that repeating it changes nothing.
+/// True if the mint has judged the request, so that repeating it changes nothing. A
+/// status without a code of NUT-00 may be the word of something before the mint.
 fn is_final(error: &cdk::Error) -> bool {
+    if let cdk::Error::HttpError(..) = error {
+        return false;
+    }
     error.is_definitive_failure() || matches!(error, cdk::Error::TokenAlreadySpent)
 }
