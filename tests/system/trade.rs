@@ -168,10 +168,6 @@ async fn offers_that_meet_are_settled_in_the_background() {
         assert!(shown["steps"][5]["done"].as_bool().unwrap());
         let text = floor.run(trader, &["trade", "show", &id[..6]]).await;
         let text = String::from_utf8(text.stdout).unwrap();
-        eprintln!("{text}");
-        let l = floor.run(trader, &["trade", "list", "--all"]).await;
-        eprintln!("{}", String::from_utf8(l.stdout).unwrap());
-        eprintln!("{}", std::fs::read_to_string(floor.log_of(trader)).unwrap());
         for word in ["settled", "step 4", "Nothing is left to do", "npub1"] {
             assert!(text.contains(word), "{word} is not in\n{text}");
         }
@@ -243,7 +239,7 @@ async fn a_proxy_settles_what_its_wallet_sells() {
     let ports = ["--sv1", "127.0.0.1:0", "--sv2", "127.0.0.1:0"];
     let mut proxy = floor.start("seller", &[&proxy[..], &ports].concat(), "proxy.log");
     let id = floor.deal().await;
-    let _buyer = floor.start("buyer", &["-vv", "trade", "watch", "--until-idle"], "buyer.log");
+    let _buyer = floor.start("buyer", &["trade", "watch", "--until-idle"], "buyer.log");
     floor.sees("seller", &id, |trade| trade["state"] == "completed").await;
     floor.value_has_moved().await;
     assert!(proxy.terminate().unwrap().success());

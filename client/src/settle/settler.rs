@@ -264,7 +264,7 @@ impl Desk {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), SettleError> {
-        let mut inbox = self.subscribe().await?;
+        let (mut journal, mut wraps) = self.subscribe().await?;
         for market in self.shared.exchange.markets() {
             // What its lots are before anything is matched; again with the first match.
             let _ = self.shared.lot(market.epoch).await;
@@ -291,22 +291,31 @@ impl Desk {
                 Some(event) = self.stored.1.recv() => self.take(&event).await?,
                 Some(_) = self.readers.join_next(), if !self.readers.is_empty() => {}
                 _ = wishes.tick() => self.grant_wishes().await?,
-                arrival = inbox.next() => match arrival {
+                arrival = journal.next() => match arrival {
                     Some(Arrival::Event(event)) => self.take(&event).await?,
                     Some(Arrival::Connected(relay)) => self.read_stored(relay),
+                    None => return Ok(()),
+                },
+                arrival = wraps.next() => match arrival {
+                    Some(Arrival::Event(event)) => self.take(&event).await?,
+                    Some(Arrival::Connected(_)) => {}
                     None => return Ok(()),
                 },
             }
         }
     }
 
-    async fn subscribe(&self) -> Result<Inbox, SettleError> {
+    /// The journal, and what is encrypted to us. Apart, since a relay that wants
+    /// authentication answers a question that is in part for everybody without the
+    /// rest, and would not come back to that.
+    async fn subscribe(&self) -> Result<(Inbox, Inbox), SettleError> {
         let (me, exchange) = (self.shared.keys.public_key(), self.shared.exchange.key());
         let wraps = Filter::new().kind(Kind::GiftWrap).pubkey(me);
         let recent = Timestamp::now() - Duration::from_secs(self.shared.timing.agree * 2);
         let journal = Filter::new().author(exchange).kinds([kind::MATCH, kind::SETTLEMENT]);
         let journal = journal.pubkey(me).since(recent);
-        Ok(self.shared.mailbox.subscribe([journal, wraps]).await?)
+        let mailbox = &self.shared.mailbox;
+        Ok((mailbox.subscribe(journal).await?, mailbox.subscribe(wraps).await?))
     }
 
     /// Reads all wraps that a relay has: a subscription gives no more of them than fit

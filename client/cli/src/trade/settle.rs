@@ -6,6 +6,7 @@
 //! | `show` | `list`, `show` |
 //! | `watch` | `watch`, `resume` |
 //! | `wish` | `refund`, `cancel` |
+//! | `evidence` | `evidence` |
 //! | `background` | settling that goes on after a command has ended |
 //! | `words` | trades in words, and as JSON |
 //!
@@ -14,6 +15,7 @@
 
 pub mod args;
 pub mod background;
+mod evidence;
 mod show;
 mod watch;
 mod wish;
@@ -38,9 +40,13 @@ pub async fn run(
     data_dir: &Path,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let wallet = open(&data_dir.join("wallet")).await?;
     let Trade { at, command } = options;
+    if let TradeCommand::Evidence { file } = &command {
+        return evidence::run(file, at.json).await;
+    }
+    let wallet = open(&data_dir.join("wallet")).await?;
     match command {
+        TradeCommand::Evidence { .. } => unreachable!("done above"),
         TradeCommand::List { all } => show::list(&wallet, all, at.json).await,
         TradeCommand::Show { id, follow } => {
             show::show(&wallet, &at, settings, data_dir, (id, follow), shutdown).await

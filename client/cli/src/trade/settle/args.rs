@@ -1,5 +1,7 @@
 //! The command line of `hashpit trade`.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 
 use crate::trade::args::At;
@@ -52,5 +54,10 @@ pub enum TradeCommand {
     Cancel {
         /// How its id begins.
         id: String,
+    },
+    /// Check evidence that a mint keeps what it owes; anybody's, without a wallet.
+    Evidence {
+        /// As `hashpit trade show` names it.
+        file: PathBuf,
     },
 }

@@ -1,11 +1,11 @@
 //! `hashpit trade list | show`.
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hashpit_client::Wallet;
-use hashpit_client::settle::{Record, Settler};
+use hashpit_client::settle::{Evidence, Record, Settler};
 use hashpit_client::trade::Reputation;
 use nostr_sdk::ToBech32;
 use serde_json::{Value, json};
@@ -74,14 +74,14 @@ pub async fn show(
         if at.json {
             let now = (trade.stage.clone(), trade.changed_at());
             if told.as_ref() != Some(&now) {
-                println!("{}", of_trade(&trade, reputation.as_ref().ok(), is_running));
+                println!("{}", of_trade(wallet, &trade, reputation.as_ref().ok(), is_running));
                 told = Some(now);
             }
         } else {
             if follow && io::stdout().is_terminal() {
                 print!("\u{1b}[H\u{1b}[2J");
             }
-            tell(&trade, &reputation, is_running);
+            tell(wallet, &trade, &reputation, is_running);
         }
         if !follow || trade.is_over() {
             return Ok(());
@@ -110,16 +110,39 @@ async fn reputation(
     found.map_err(|error| error.to_string())
 }
 
-fn of_trade(trade: &Record, reputation: Option<&Reputation>, is_running: bool) -> Value {
+fn of_trade(
+    wallet: &Wallet,
+    trade: &Record,
+    reputation: Option<&Reputation>,
+    is_running: bool,
+) -> Value {
     let mut value = words::json(trade);
     let advice = words::advice(trade, is_running, words::now());
     value["reputation"] = json!(reputation);
     value["settling"] = json!(is_running);
+    value["evidence"] = json!(evidence(wallet, trade));
     value["advice"] = json!(advice);
     value
 }
 
-fn tell(trade: &Record, reputation: &Result<Reputation, String>, is_running: bool) {
+/// Evidence against a mint of this trade.
+fn evidence(wallet: &Wallet, trade: &Record) -> Vec<PathBuf> {
+    let Ok(files) = Evidence::directory(wallet.dir()).read_dir() else { return Vec::new() };
+    let files = files.filter_map(|file| Some(file.ok()?.path()));
+    let name = format!("{}-", trade.id());
+    let of_it = |path: &PathBuf| {
+        let file = path.file_name().and_then(|file| file.to_str());
+        file.is_some_and(|file| file.starts_with(&name) && file.ends_with(".json"))
+    };
+    files.filter(of_it).collect()
+}
+
+fn tell(
+    wallet: &Wallet,
+    trade: &Record,
+    reputation: &Result<Reputation, String>,
+    is_running: bool,
+) {
     let now = words::now();
     let Ok(with) = trade.counterparty().to_bech32();
     let why = words::why(trade).map(|why| format!(": {why}")).unwrap_or_default();
@@ -143,7 +166,7 @@ fn tell(trade: &Record, reputation: &Result<Reputation, String>, is_running: boo
     }
     println!("stage     {}{why}", words::stage(trade));
     for leg in trade.legs(&TIMING) {
-        println!("leg       {}", words::leg(&leg, now));
+        println!("leg       {}", words::leg(&leg, trade.is_over(), now));
     }
     if let Some(watched) = words::watched(trade) {
         println!("watched   {watched}");
@@ -151,6 +174,9 @@ fn tell(trade: &Record, reputation: &Result<Reputation, String>, is_running: boo
     for step in trade.steps(&TIMING) {
         let (what, standing) = (words::step(trade, &step), words::standing(trade, &step, now));
         println!("step {}    {what:<56} {standing}", step.number);
+    }
+    for file in evidence(wallet, trade) {
+        println!("evidence  {}: see `hashpit trade evidence`", file.display());
     }
     println!("now       {}", words::advice(trade, is_running, now));
 }

@@ -138,7 +138,7 @@ pub fn standing(record: &Record, step: &Step, now: u64) -> String {
 }
 
 /// Where a leg is, and from when it may be taken back.
-pub fn leg(view: &LegView, now: u64) -> String {
+pub fn leg(view: &LegView, is_over: bool, now: u64) -> String {
     let what = if view.leg == Leg::Sats { "sats" } else { "ehash" };
     let net = grouped(view.net);
     let Some((mint, keyset)) = &view.place else {
@@ -154,7 +154,8 @@ pub fn leg(view: &LegView, now: u64) -> String {
         }
     };
     let back = format!("{} UTC, {}", clock(view.locktime), countdown(view.locktime, now));
-    format!("{net} {what} at {mint}, keyset {keyset}{proofs}; back from {back}")
+    let back = if is_over { String::new() } else { format!("; back from {back}") };
+    format!("{net} {what} at {mint}, keyset {keyset}{proofs}{back}")
 }
 
 /// Who watches the seller's sats.
