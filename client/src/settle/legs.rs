@@ -59,7 +59,7 @@ impl From<crate::wallet::WalletError> for LegFault {
 
 /// The witness's preimage where claims are signed, junk where a leg is taken back:
 /// every mint tried wants something there.
-const JUNK: [u8; 32] = [0; 32];
+pub(super) const JUNK: [u8; 32] = [0; 32];
 const LATE: &str = "it is too late to lock anything";
 
 impl Trade {

@@ -124,7 +124,9 @@ impl Trade {
             pause = (pause * 2).min(ASK.1);
             match self.try_state(ehash, &proofs).await {
                 Ok(LegState::Claimed(preimage)) => return Ok(Ok(preimage)),
-                Ok(LegState::TakenBack) => return Ok(Err(refunded())),
+                Ok(LegState::TakenBack) => {
+                    return self.gather_refund(ehash, &proofs).await.map(Err);
+                }
                 Ok(_) => {}
                 Err(error) => debug!(%error, "the mint does not answer"),
             }
@@ -149,7 +151,7 @@ impl Trade {
             }
             match self.try_state(ehash, proofs).await {
                 Ok(LegState::Claimed(preimage)) => return Ok(Ok(preimage)),
-                Ok(LegState::TakenBack) => return Ok(Err(refunded())),
+                Ok(LegState::TakenBack) => return self.gather_refund(ehash, proofs).await.map(Err),
                 Ok(LegState::Unspent | LegState::Pending) => {}
                 Err(error) => debug!(%error, "the mint does not answer"),
             }
@@ -208,6 +210,6 @@ impl Trade {
     }
 }
 
-fn refunded() -> End {
+pub(super) fn refunded() -> End {
     End::Refunded { why: "the buyer has not claimed the ehash in time".to_owned() }
 }
