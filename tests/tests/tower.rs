@@ -1,5 +1,5 @@
-//! A seller vanishes once the ehash is locked: what becomes of the sats, with a
-//! watchtower and without.
+//! A seller vanishes once the ehash is locked: what becomes of the sats and of the
+//! ehash, with a watchtower and without.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::future::pending;
@@ -42,7 +42,7 @@ const LOTS: u32 = 100;
 const PRICE: u64 = 1_235;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A trade whose seller is gone after step 3, and whose buyer has the ehash.
+/// A trade whose seller is gone after step 3, and whose buyer has the ehash, or waits.
 struct Deserted {
     house: TradeHouse,
     of: EventId,
@@ -53,7 +53,22 @@ struct Deserted {
 }
 
 impl Deserted {
+    /// The buyer has claimed the ehash.
     async fn new(watchers: Vec<PublicKey>, sig_all: bool) -> Self {
+        let trade = Self::until(watchers, sig_all, "send claimed").await;
+        assert_eq!(trade.house.ehash_of(&trade.house.buyer).await.unwrap(), u64::from(LOTS));
+        trade
+    }
+
+    /// The buyer could claim the ehash, and does not.
+    async fn waiting(watchers: Vec<PublicKey>) -> Self {
+        let trade = Self::until(watchers, true, "write claim").await;
+        assert_eq!(trade.house.ehash_of(&trade.house.buyer).await.unwrap(), 0);
+        trade
+    }
+
+    /// The buyer is gone before it does this.
+    async fn until(watchers: Vec<PublicKey>, sig_all: bool, last: &'static str) -> Self {
         let dir = TempDir::new().unwrap();
         let house = TradeHouse::start(dir.path()).await.unwrap();
         if sig_all {
@@ -72,27 +87,25 @@ impl Deserted {
             })
         });
         let seller = settler(&house, &house.seller, &watchers).await.with_probe(probe);
-        let (kept, buyers) = (Arc::new(Mutex::new(Value::Null)), house.buyer.clone());
-        let keep = kept.clone();
+        let kept = Arc::new(Mutex::new(Value::Null));
+        let held = (kept.clone(), house.buyer.clone(), stop.clone());
         let probe = Probe::new(move |what, before| {
-            let keeps = (what == "send claimed" && before).then(|| (keep.clone(), buyers.clone()));
+            let held = (what == last && before).then(|| held.clone());
             Box::pin(async move {
-                if let Some((keep, buyers)) = keeps {
+                if let Some((keep, buyers, stop)) = held {
                     let record = buyers.trades().await.unwrap().remove(0);
                     *keep.lock().unwrap() = serde_json::to_value(&record).unwrap();
+                    stop.cancel();
+                    pending::<()>().await;
                 }
             })
         });
         let buyer = settler(&house, &house.buyer, &[]).await.with_probe(probe);
-        let mut bought = buyer.progress();
         let seller = tokio::spawn(seller.run(gone));
         let buyer = tokio::spawn(buyer.run(stop.clone()));
         let of = house.deal(LOTS, 12_345).await.unwrap();
-        timeout(PATIENCE, bought.wait_for(|now| now.completed == 1)).await.unwrap().unwrap();
+        timeout(PATIENCE, buyer).await.unwrap().unwrap().unwrap();
         timeout(PATIENCE, seller).await.unwrap().unwrap().unwrap();
-        stop.cancel();
-        buyer.await.unwrap().unwrap();
-        assert_eq!(house.ehash_of(&house.buyer).await.unwrap(), u64::from(LOTS));
         assert_eq!(house.sats_of(&house.seller).await.unwrap(), 0);
         let buyers = kept.lock().unwrap().clone();
         Self { house, of, watchers, buyers, _dir: dir }
@@ -105,44 +118,64 @@ impl Deserted {
         sleep(Duration::from_secs(left)).await;
     }
 
-    /// The buyer, who has the ehash, takes the sats back as nobody but a thief would.
+    /// The buyer takes the sats back, as nobody but a thief would who has the ehash.
     async fn rob(&self) -> Result<(), cdk::Error> {
+        let request = self.spend(["mine", "theirs"], "locked", TIMING.sats_locktime, [0; 32]);
+        self.sats().post_swap(request.await).await.map(drop)
+    }
+
+    /// The buyer claims the ehash when it should do so no more.
+    async fn claim_late(&self) -> Result<(), cdk::Error> {
+        let preimage = self.derive("preimage");
+        let request = self.spend(["theirs", "mine"], "got", TIMING.ehash_locktime, preimage).await;
+        let mint = self.buyers["theirs"]["lock"]["mint"].as_str().unwrap().parse().unwrap();
+        HttpClient::new(mint, None).post_swap(request).await.map(drop)
+    }
+
+    /// A swap of a leg by the buyer, for outputs that nobody needs.
+    async fn spend(
+        &self,
+        [locker, claimer]: [&str; 2],
+        proofs: &str,
+        locktime: u64,
+        preimage: [u8; 32],
+    ) -> SwapRequest {
         let record = &self.buyers;
         let key = |of: &str| lock_key(&from_value(record[of]["key"].clone()).unwrap());
-        let terms = &record["mine"]["lock"];
+        let terms = &record[locker]["lock"];
         let seconds = self.house.buyer.trade(self.of).await.unwrap().unwrap().matched_at();
         let lock = HtlcLock {
             hash: hex::decode(record["mine"]["pays"]["hash"].as_str().unwrap())
                 .unwrap()
                 .try_into()
                 .unwrap(),
-            to: key("theirs"),
-            refund: key("mine"),
-            locktime: seconds + TIMING.sats_locktime,
+            to: key(claimer),
+            refund: key(locker),
+            locktime: seconds + locktime,
             sig_all: terms["sig_all"].as_bool().unwrap(),
         };
         let keyset = Id::from_str(terms["keyset"].as_str().unwrap()).unwrap();
-        let locked: Vec<LockedProof> = from_value(record["locked"].clone()).unwrap();
+        let locked: Vec<LockedProof> = from_value(record[proofs].clone()).unwrap();
         let inputs = locked.iter().map(|proof| {
             Proof::new(proof.amount.into(), keyset, lock.secret(&proof.nonce), proof.c)
         });
         let outputs = locked.iter().map(|proof| output(proof.amount, keyset)).collect();
         let mut request = SwapRequest::new(inputs.collect(), outputs);
-        let witness = HTLCWitness { preimage: "00".repeat(32), signatures: None };
+        let witness = HTLCWitness { preimage: hex::encode(preimage), signatures: None };
         request.inputs_mut()[0].witness = Some(Witness::HTLCWitness(witness));
-        request.sign_sig_all(self.buyers_key()).unwrap();
-        self.sats().post_swap(request).await.map(drop)
+        request.sign_sig_all(SecretKey::from_slice(&self.derive("key")).unwrap()).unwrap();
+        request
     }
 
     /// As EH-06 derives it from the buyer's words.
-    fn buyers_key(&self) -> SecretKey {
+    fn derive(&self, label: &str) -> [u8; 32] {
         let secret = self.house.buyer.trade_keys().secret_key().to_secret_bytes();
         let mut engine = HmacEngine::<sha256::Hash>::new(&secret);
         engine.input(b"EH-06/");
         engine.input(self.of.as_bytes());
-        engine.input(b"key");
+        engine.input(label.as_bytes());
         engine.input(&0u32.to_be_bytes());
-        SecretKey::from_slice(&Hmac::from_engine(engine).to_byte_array()).unwrap()
+        Hmac::from_engine(engine).to_byte_array()
     }
 
     fn sats(&self) -> HttpClient {
@@ -237,6 +270,51 @@ async fn with_a_watchtower_the_seller_has_the_sats_when_he_is_back() {
     // They are the wallet's to spend.
     let token = trade.house.seller.send(PRICE, Some("sat")).await.unwrap().to_string();
     assert_eq!(trade.house.buyer.receive(&token).await.unwrap().amount, PRICE);
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    trade.house.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_a_watchtower_a_buyer_may_wait_for_both() {
+    let trade = Deserted::waiting(Vec::new()).await;
+    trade.past_the_locktime().await;
+    trade.rob().await.unwrap();
+    trade.claim_late().await.unwrap();
+    let stage = trade.seller_returns().await;
+    assert!(matches!(stage, Stage::Over { end: End::Lost { .. } }), "{stage:?}");
+    trade.house.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn with_a_watchtower_the_seller_has_the_ehash_though_the_buyer_waits() {
+    let keys = Keys::generate();
+    let trade = Deserted::waiting(vec![keys.public_key()]).await;
+    let record = trade.house.seller.trade(trade.of).await.unwrap().unwrap();
+    let watched = Watched::By { watchers: vec![keys.public_key()], no_refund: None };
+    assert_eq!(record.watched(), Some(&watched));
+    let [watch] = &trade.package(&keys).await[..] else { panic!("one package") };
+    let early = watch.refund.clone().unwrap();
+    let ehash = HttpClient::new(watch.ehash_mint.clone(), None);
+    assert!(ehash.post_swap(early).await.is_err());
+
+    let relays = [trade.house.relay.url.clone()];
+    let tower = Watchtower::open(keys.clone(), &relays).await.unwrap();
+    let (stop, mut progress) = (CancellationToken::new(), tower.progress());
+    let running = tokio::spawn(tower.run(stop.clone()));
+    timeout(PATIENCE, progress.wait_for(|now| now.refunded == 1)).await.unwrap().unwrap();
+    assert_eq!(progress.borrow().watching, 0);
+    trade.past_the_locktime().await;
+    trade.rob().await.unwrap();
+    assert!(trade.claim_late().await.is_err());
+    let stage = trade.seller_returns().await;
+    assert!(matches!(stage, Stage::Over { end: End::Refunded { .. } }), "{stage:?}");
+    // All that was mined is the wallet's to spend.
+    let mined = trade.house.mined.get();
+    assert_eq!(trade.house.ehash_of(&trade.house.seller).await.unwrap(), mined);
+    let unit = trade.house.pool.epoch.id.to_string();
+    let token = trade.house.seller.send(mined, Some(&unit)).await.unwrap().to_string();
+    assert_eq!(trade.house.buyer.receive(&token).await.unwrap().amount, mined);
     stop.cancel();
     running.await.unwrap().unwrap();
     trade.house.stop().await.unwrap();

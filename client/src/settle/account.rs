@@ -191,7 +191,7 @@ impl Record {
     /// The watchtowers that have a claim.
     pub fn watchers(&self) -> &[PublicKey] {
         match &self.watched {
-            Some(Watched::By { watchers }) => watchers,
+            Some(Watched::By { watchers, .. }) => watchers,
             _ => &[],
         }
     }

@@ -67,12 +67,13 @@ impl TradeKeys {
         (0..).zip(amounts).map(one).collect()
     }
 
-    /// Outputs without a lock, for a claim that somebody else may finish.
-    pub(super) fn plain(&self, amounts: &[u64]) -> Vec<Given> {
+    /// Outputs without a lock, for what somebody else may finish; each label's are its
+    /// own.
+    pub(super) fn plain(&self, label: &str, amounts: &[u64]) -> Vec<Given> {
         let one = |(index, amount): (u32, &u64)| Given {
             amount: *amount,
-            secret: Secret::new(hex::encode(self.derive("watch nonce", index))),
-            r: key(&self.derive("watch blinding", index)),
+            secret: Secret::new(hex::encode(self.derive(&format!("{label} nonce"), index))),
+            r: key(&self.derive(&format!("{label} blinding"), index)),
         };
         (0..).zip(amounts).map(one).collect()
     }

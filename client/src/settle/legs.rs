@@ -86,7 +86,7 @@ const REUSED: &str = "the mint has signed each try's outputs before; does anothe
     the same words?";
 /// The witness's preimage where claims are signed, junk where a leg is taken back:
 /// every mint tried wants something there.
-const JUNK: [u8; 32] = [0; 32];
+pub(super) const JUNK: [u8; 32] = [0; 32];
 const LATE: &str = "it is too late to lock anything";
 
 impl Trade {

@@ -83,14 +83,18 @@ pub enum Wish {
     Refund,
 }
 
-/// Whether somebody else could claim the sats while the seller is away.
+/// Whether somebody else could claim the sats, or take the ehash back, while the seller
+/// is away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum Watched {
-    /// A relay has a claim for each of these watchtowers.
+    /// A relay has a claim, and a refund, for each of these watchtowers.
     By {
         /// Their keys.
         watchers: Vec<PublicKey>,
+        /// Why they cannot take the ehash back, if they cannot.
+        #[serde(default)]
+        no_refund: Option<String>,
     },
     /// Nobody could.
     Nobody {

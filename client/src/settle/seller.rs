@@ -171,7 +171,7 @@ impl Trade {
             }
             match self.try_state(ehash, proofs).await {
                 Ok(LegState::Claimed(preimage)) => return Ok(Ok(preimage)),
-                Ok(LegState::TakenBack) => return Ok(Err(refunded())),
+                Ok(LegState::TakenBack) => return self.gather_refund(ehash, proofs).await.map(Err),
                 Ok(LegState::Unspent | LegState::Pending) => {}
                 Err(error) => debug!(%error, "the mint does not answer"),
             }
@@ -230,6 +230,6 @@ impl Trade {
     }
 }
 
-fn refunded() -> End {
+pub(super) fn refunded() -> End {
     End::Refunded { why: "the buyer has not claimed the ehash in time".to_owned() }
 }

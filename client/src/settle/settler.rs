@@ -16,7 +16,7 @@ use hashpit_nips::kind;
 use nostr_sdk::{Event, EventId, Filter, Keys, Kind, PublicKey, RelayUrl, Timestamp};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -33,6 +33,8 @@ use crate::wallet::{NAMESPACE, Wallet};
 
 /// How often wishes of other processes are looked for, on this disk.
 const WISHES: Duration = Duration::from_secs(1);
+/// Pause before the relays are asked for messages that are due and have not come.
+const ASK_AGAIN: Duration = Duration::from_secs(4);
 /// Notes that wait for one trade.
 const QUEUE: usize = 64;
 /// Changes that wait to be shown; whoever falls behind misses the oldest.
@@ -253,6 +255,10 @@ struct Desk {
     /// What relays had stored when they were connected to.
     stored: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     readers: JoinSet<()>,
+    /// Until when messages are due for the trades that began last.
+    listening: Instant,
+    /// When relays are asked for them again.
+    ask_at: Instant,
 }
 
 impl Desk {
@@ -265,6 +271,8 @@ impl Desk {
             opened: Default::default(),
             stored: mpsc::channel(QUEUE),
             readers: JoinSet::new(),
+            listening: Instant::now(),
+            ask_at: Instant::now(),
         }
     }
 
@@ -295,7 +303,10 @@ impl Desk {
                 }
                 Some(event) = self.stored.1.recv() => self.take(&event).await?,
                 Some(_) = self.readers.join_next(), if !self.readers.is_empty() => {}
-                _ = wishes.tick() => self.grant_wishes().await?,
+                _ = wishes.tick() => {
+                    self.listen_again();
+                    self.grant_wishes().await?;
+                }
                 arrival = journal.next() => match arrival {
                     Some(Arrival::Event(event)) => self.take(&event).await?,
                     Some(Arrival::Connected(relay)) => self.read_stored(relay),
@@ -321,6 +332,19 @@ impl Desk {
         let journal = journal.pubkey(me).since(recent);
         let mailbox = &self.shared.mailbox;
         Ok((mailbox.subscribe(journal).await?, mailbox.subscribe(wraps).await?))
+    }
+
+    /// Asks the relays for messages once more while some are due: what comes in between
+    /// two answers of a relay is told to whichever subscription it is told first.
+    fn listen_again(&mut self) {
+        let now = Instant::now();
+        if now < self.ask_at || now > self.listening || !self.readers.is_empty() {
+            return;
+        }
+        self.ask_at = now + ASK_AGAIN;
+        for relay in self.shared.exchange.relays().to_vec() {
+            self.read_stored(relay);
+        }
     }
 
     /// Reads all wraps that a relay has: a subscription gives no more of them than fit
@@ -415,6 +439,9 @@ impl Desk {
 
     fn start(&mut self, record: Record, after: Duration) {
         let (of, (notes, inbox)) = (record.id(), mpsc::channel(QUEUE));
+        let now = Instant::now();
+        self.listening = now + Duration::from_secs(self.shared.timing.ehash);
+        self.ask_at = now + ASK_AGAIN;
         self.shared.open().insert(of, Open::of(&record));
         let trade = Trade::new(self.shared.clone(), record, inbox);
         self.tasks.spawn(async move {

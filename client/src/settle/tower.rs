@@ -1,17 +1,16 @@
 //! A watchtower: finishes the claims of sellers who are away, once the buyer has
-//! shown the preimage.
+//! shown the preimage, and takes their ehash back if he does not show it in time.
 //!
 //! It keeps nothing: relays hold what sellers handed over (kind 8485), until after
 //! the sats' locktime. It learns no match, no trader's key and no proof that it
-//! could spend: a claim is signed over its outputs (NUT-11, `SIG_ALL`), and those
-//! are the seller's.
+//! could spend: a claim and a refund are signed over their outputs (NUT-11,
+//! `SIG_ALL`), and those are the seller's.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cdk::HttpClient;
-use cdk::mint_url::MintUrl;
 use cdk::nuts::{
     CheckStateRequest, CurrencyUnit, ProofsMethods, PublicKey as CashuKey, State, SwapRequest,
 };
@@ -44,9 +43,12 @@ const MAX_ASKED: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// First and longest pause between two questions.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Most seconds that the seller is given to claim the sats himself, and which part
-/// of the time that is left.
+/// Most seconds that the seller is given to claim the sats or to take the ehash back
+/// himself, and which part of the time that is left.
 const GRACE: (u64, u64) = (60, 4);
+/// How long after the sats' locktime a refund is still asked for: as long as relays
+/// keep it.
+const AFTER: u64 = 60 * 60;
 /// How far back wraps are read: NIP-59 dates them up to two days before they are
 /// sent.
 const BACK: u64 = 3 * 24 * 60 * 60;
@@ -63,6 +65,8 @@ pub struct TowerProgress {
     pub watching: usize,
     /// Claims that it finished.
     pub finished: usize,
+    /// Those whose ehash it took back for the seller.
+    pub refunded: usize,
     /// Claims that needed nothing: taken back, or claimed by the seller.
     pub needless: usize,
     /// Claims that it could not finish in time.
@@ -75,6 +79,7 @@ pub struct TowerProgress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Finished,
+    Refunded,
     Needless,
     Missed,
 }
@@ -200,10 +205,11 @@ impl Desk {
         }
         let watch = Watch::read(&opened.rumor).map_err(|_| "it is no claim")?;
         let now = Timestamp::now().as_secs();
-        let counts = [watch.ehash.len(), watch.claim.inputs().len(), watch.claim.outputs().len()];
-        if counts.iter().any(|count| !(1..=MAX_PROOFS).contains(count)) {
+        let swaps = std::iter::once(&watch.claim).chain(&watch.refund);
+        let counts = swaps.flat_map(|swap| [swap.inputs().len(), swap.outputs().len()]);
+        if counts.chain([watch.ehash.len()]).any(|count| !(1..=MAX_PROOFS).contains(&count)) {
             Err("it has too many proofs, or none")
-        } else if !(now..now + MAX_AHEAD).contains(&watch.sats_until) {
+        } else if !(now..now + MAX_AHEAD + AFTER).contains(&ends(&watch)) {
             Err("it is too late for it, or much too early")
         } else if self.claims.len() >= MAX_CLAIMS {
             warn!("too many claims are watched; one is left alone");
@@ -237,6 +243,7 @@ impl Desk {
             progress.watching = watching;
             match outcome {
                 Outcome::Finished => progress.finished += 1,
+                Outcome::Refunded => progress.refunded += 1,
                 Outcome::Needless => progress.needless += 1,
                 Outcome::Missed => progress.missed += 1,
             }
@@ -282,6 +289,16 @@ async fn read_stored(
     warn!(%relay, "it has more for this watchtower than is read; what is older is left out");
 }
 
+/// When a watch is over: a claim is worth nothing after the sats' locktime, but a
+/// refund is worth as much as before.
+fn ends(watch: &Watch) -> u64 {
+    watch.sats_until.saturating_add(if watch.refund.is_some() { AFTER } else { 0 })
+}
+
+fn now() -> u64 {
+    Timestamp::now().as_secs()
+}
+
 /// A claim that waits for its preimage.
 struct Claim {
     watch: Watch,
@@ -295,22 +312,39 @@ impl Claim {
             Ok(preimage) => preimage,
             Err(outcome) => return outcome,
         };
-        let now = Timestamp::now().as_secs();
-        let grace = GRACE.0.min(self.watch.sats_until.saturating_sub(now) / GRACE.1);
+        let grace = GRACE.0.min(self.watch.sats_until.saturating_sub(now()) / GRACE.1);
         sleep(Duration::from_secs(grace)).await;
         self.claim(preimage).await
     }
 
     fn is_late(&self) -> bool {
-        Timestamp::now().as_secs() > self.watch.sats_until
+        now() > self.watch.sats_until
     }
 
-    /// The preimage, once the ehash is spent with it.
+    /// From when the ehash is taken back: its locktime has passed, and the seller has
+    /// not done it.
+    fn refund_due(&self) -> u64 {
+        let Watch { ehash_until, sats_until, .. } = self.watch;
+        let grace = GRACE.0.min(sats_until.saturating_sub(ehash_until) / GRACE.1);
+        ehash_until.saturating_add(1 + grace)
+    }
+
+    /// The preimage, once the ehash is spent with it. If nobody has spent it when its
+    /// locktime has passed, it is taken back: the buyer could claim it still after he
+    /// has his sats back.
     async fn preimage(&self) -> Result<String, Outcome> {
         let mint = HttpClient::new(self.watch.ehash_mint.clone(), None);
+        let (mut refund, due) = (self.watch.refund.clone(), self.refund_due());
         let mut pause = PAUSE.0;
-        while !self.is_late() {
+        while now() <= ends(&self.watch) {
             match self.spent(&mint, &self.watch.ehash).await {
+                Ok(None) if now() >= due => {
+                    if let Some(refund) = &mut refund
+                        && self.take_back(&mint, refund).await
+                    {
+                        return Err(Outcome::Refunded);
+                    }
+                }
                 Ok(None) => {}
                 Ok(Some(preimages)) => {
                     let shown = preimages.into_iter().find(|it| self.fits(it));
@@ -318,11 +352,29 @@ impl Claim {
                 }
                 Err(error) => debug!(error, "the mint of the ehash does not answer"),
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
+            let left = Duration::from_secs(due.saturating_sub(now()));
+            if !left.is_zero() && left <= pause {
+                sleep(left).await;
+                pause = PAUSE.0;
+            } else {
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE.1);
+            }
         }
-        // Nobody has claimed the ehash: the sats are the buyer's again.
-        Err(Outcome::Needless)
+        // Without a refund to ask for nothing was to be done: the sats are the buyer's
+        // again, and the ehash is the seller's to take back.
+        Err(if refund.is_some() { Outcome::Missed } else { Outcome::Needless })
+    }
+
+    /// Asks the ehash's mint for the refund. Where it refuses because the ehash has just
+    /// been claimed, it has the preimage.
+    async fn take_back(&self, mint: &HttpClient, refund: &mut SwapRequest) -> bool {
+        match self.ask(mint.post_swap(refund.clone())).await {
+            Ok(_) => return true,
+            Err(error) => debug!(error, "the mint has not given the ehash back"),
+        }
+        self.renew(mint, refund).await;
+        false
     }
 
     fn fits(&self, preimage: &str) -> bool {
@@ -376,9 +428,9 @@ impl Claim {
 
     /// Names another keyset for the outputs, if the mint signs no more by theirs.
     /// The signature does not cover that; their points and amounts it does.
-    async fn renew(&self, mint: &HttpClient, claim: &mut SwapRequest) {
+    async fn renew(&self, mint: &HttpClient, request: &mut SwapRequest) {
         let Ok(told) = self.ask(mint.get_mint_keysets()).await else { return };
-        let Some(named) = claim.outputs().first().map(|output| output.keyset_id) else { return };
+        let Some(named) = request.outputs().first().map(|output| output.keyset_id) else { return };
         let unit = told.keysets.iter().find(|keyset| keyset.id == named);
         let (unit, active) = match unit {
             Some(keyset) => (keyset.unit.clone(), keyset.active),
@@ -386,13 +438,9 @@ impl Claim {
         };
         let next = told.keysets.iter().find(|keyset| keyset.active && keyset.unit == unit);
         if let (false, Some(next)) = (active, next) {
-            info!(mint = %self.sats_mint(), "the mint has another keyset now");
-            claim.outputs_mut().iter_mut().for_each(|output| output.keyset_id = next.id);
+            info!(keyset = %next.id, "the mint has another keyset now");
+            request.outputs_mut().iter_mut().for_each(|output| output.keyset_id = next.id);
         }
-    }
-
-    fn sats_mint(&self) -> &MintUrl {
-        &self.watch.sats_mint
     }
 
     async fn ask<T>(

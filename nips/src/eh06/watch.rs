@@ -1,4 +1,5 @@
-//! What a seller hands to a watchtower: a claim that needs only the preimage.
+//! What a seller hands to a watchtower: a claim that needs only the preimage, and a
+//! refund that needs only time.
 
 use cashu::mint_url::MintUrl;
 use cashu::{PublicKey as CashuKey, SwapRequest};
@@ -8,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::MessageError;
 use crate::kind;
 
-/// A claim of the sats, signed by the seller over its own outputs (NUT-11,
-/// `SIG_ALL`): whoever learns the preimage can finish it, and nobody can redirect
-/// it.
+/// A claim of the sats and a refund of the ehash, signed by the seller over its own
+/// outputs (NUT-11, `SIG_ALL`): whoever learns the preimage can finish the one, after
+/// the locktime anybody can finish the other, and nobody can redirect them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Watch {
@@ -22,8 +23,8 @@ pub struct Watch {
     /// Points Y of the locked ehash (NUT-07): once they are spent, the mint shows
     /// the preimage.
     pub ehash: Vec<CashuKey>,
-    /// From then on the seller may take the ehash back, and the watch may end
-    /// without a preimage.
+    /// From then on the seller may take the ehash back. The buyer's claim of it stays
+    /// open all the same (NUT-14).
     pub ehash_until: u64,
     /// Where the sats are locked.
     pub sats_mint: MintUrl,
@@ -31,6 +32,11 @@ pub struct Watch {
     pub sats_until: u64,
     /// The claim, without the preimage.
     pub claim: SwapRequest,
+    /// The locked ehash for outputs of the seller's, signed over both by the key that
+    /// takes it back. A mint carries it out once `ehash_until` has passed. Only of a
+    /// lock that says `SIG_ALL`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refund: Option<SwapRequest>,
 }
 
 impl Watch {

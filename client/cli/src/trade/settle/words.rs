@@ -161,9 +161,18 @@ pub fn leg(view: &LegView, is_over: bool, now: u64) -> String {
 /// Who watches the seller's sats.
 pub fn watched(record: &Record) -> Option<String> {
     match record.watched()? {
-        Watched::By { watchers } => {
+        Watched::By { watchers, no_refund } => {
             let watchers: Vec<_> = watchers.iter().map(short_npub).collect();
-            Some(format!("{} may finish the claim of the sats for you", watchers.join(", ")))
+            let watchers = watchers.join(", ");
+            Some(match no_refund {
+                None => {
+                    format!("{watchers} may claim the sats for you, or take the ehash back")
+                }
+                Some(why) => format!(
+                    "{watchers} may claim the sats for you, but not take the ehash back: {}",
+                    printable(why)
+                ),
+            })
         }
         Watched::Nobody { why } => Some(format!("nobody: {}", printable(why))),
     }
