@@ -143,10 +143,18 @@ impl PoolHouse {
         dir: &Path,
         sv2: SocketAddr,
     ) -> anyhow::Result<Self> {
-        let listeners = Listeners {
-            sv2: TcpListener::bind(sv2).await?,
-            mint: TcpListener::bind("127.0.0.1:0").await?,
-        };
+        Self::start_with(config, dir, sv2, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// As [`PoolHouse::start_at`], with its mint at an address, too.
+    pub async fn start_with(
+        config: hashpit_pool::Config,
+        dir: &Path,
+        sv2: SocketAddr,
+        mint: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        let listeners =
+            Listeners { sv2: TcpListener::bind(sv2).await?, mint: TcpListener::bind(mint).await? };
         let (sv2, mint_at) = (listeners.sv2.local_addr()?, listeners.mint.local_addr()?);
         let pool = Pool::open(config, dir, listeners).await?;
         Ok(Self {

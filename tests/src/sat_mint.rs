@@ -12,6 +12,7 @@ use cdk::nuts::{BlindedMessage, CurrencyUnit, Id, KeySet, MintVersion, Proofs, P
 use cdk::secret::Secret;
 use hashpit_nips::Seed;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Amounts are powers of two up to 2^20 sats.
@@ -25,7 +26,8 @@ pub struct SatMint {
     pub key: PublicKey,
     mint: Arc<Mint>,
     keyset: Id,
-    _stop: DropGuard,
+    stop: DropGuard,
+    serving: JoinHandle<std::io::Result<()>>,
 }
 
 impl SatMint {
@@ -38,13 +40,25 @@ impl SatMint {
     /// As [`SatMint::start`], with a fee for each input (NUT-02), in thousandths of
     /// a sat.
     pub async fn start_with_fee(dir: &Path, fee_ppk: u64) -> anyhow::Result<Self> {
+        Self::open(TcpListener::bind("127.0.0.1:0").await?, dir, fee_ppk).await
+    }
+
+    /// Starts a mint on a port of the caller's: one that comes back.
+    pub async fn start_on(listener: TcpListener, dir: &Path) -> anyhow::Result<Self> {
+        Self::open(listener, dir, 0).await
+    }
+
+    async fn open(listener: TcpListener, dir: &Path, fee_ppk: u64) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let seed = Seed::from_entropy(&[3; 16]);
         let (mint, _) = hashpit_pool::mint::open(dir, &seed, "sats", &url).await?;
         let amounts = (0..=MAX_BITS).map(|bit| 1 << bit).collect();
-        let keyset = mint.rotate_keyset(CurrencyUnit::Sat, amounts, fee_ppk, false, None).await?.id;
+        let known = mint.keysets().keysets.into_iter().find(|it| it.unit == CurrencyUnit::Sat);
+        let keyset = match known {
+            Some(known) => known.id,
+            None => mint.rotate_keyset(CurrencyUnit::Sat, amounts, fee_ppk, false, None).await?.id,
+        };
         // As a foreign mint's may, its info tells no maker.
         let mut info = mint.mint_info().await?;
         info.version = None;
@@ -52,15 +66,22 @@ impl SatMint {
         let router = cdk_axum::create_mint_router(Arc::clone(&mint), Vec::new()).await?;
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        tokio::spawn(
-            async move { axum::serve(listener, router).with_graceful_shutdown(stopped).await },
-        );
+        let serving = tokio::spawn(async move {
+            axum::serve(listener, router).with_graceful_shutdown(stopped).await
+        });
         let key = mint
             .mint_info()
             .await?
             .pubkey
             .ok_or_else(|| anyhow::anyhow!("a mint without a key"))?;
-        Ok(Self { url: MintUrl::from_str(&url)?, key, mint, keyset, _stop: stop.drop_guard() })
+        Ok(Self {
+            url: MintUrl::from_str(&url)?,
+            key,
+            mint,
+            keyset,
+            stop: stop.drop_guard(),
+            serving,
+        })
     }
 
     /// Its keyset.
@@ -81,6 +102,12 @@ impl SatMint {
         let amounts = (0..=MAX_BITS).map(|bit| 1 << bit).collect();
         self.mint.rotate_keyset(CurrencyUnit::Sat, amounts, 0, false, None).await?;
         Ok(())
+    }
+
+    /// Stops it; its books stay.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        drop(self.stop);
+        Ok(self.serving.await??)
     }
 
     /// A new token of `amount` sats, below 2^21.

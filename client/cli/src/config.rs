@@ -1,8 +1,10 @@
 //! The configuration file: one table for each role.
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use hashpit_client::nwc::NwcUri;
 use hashpit_client::settle::Limits;
 use hashpit_client::wallet::MintUrl;
 use nostr_sdk::{PublicKey, RelayUrl};
@@ -64,12 +66,23 @@ pub struct Trade {
     pub mints: Vec<MintUrl>,
     /// Watchtowers that may finish a claim of ours while we are away.
     pub watchers: Vec<PublicKey>,
+    /// A file with the connection to your Lightning wallet.
+    pub nwc_file: Option<PathBuf>,
+    /// What stands in it.
+    #[serde(skip)]
+    lightning: Option<NwcUri>,
 }
 
 impl Default for Trade {
     fn default() -> Self {
-        let Limits { max_trade_sats, max_counterparty_sats, min_trade_sats, mints, watchers } =
-            Limits::default();
+        let Limits {
+            max_trade_sats,
+            max_counterparty_sats,
+            min_trade_sats,
+            mints,
+            watchers,
+            lightning,
+        } = Limits::default();
         Self {
             exchange: None,
             relays: Vec::new(),
@@ -78,6 +91,8 @@ impl Default for Trade {
             min_trade_sats,
             mints,
             watchers,
+            nwc_file: None,
+            lightning,
         }
     }
 }
@@ -91,6 +106,7 @@ impl Trade {
             min_trade_sats: self.min_trade_sats,
             mints: self.mints.clone(),
             watchers: self.watchers.clone(),
+            lightning: self.lightning.clone(),
         }
     }
 }
@@ -133,9 +149,26 @@ impl Config {
         let Some(file) = file else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("cannot read the configuration {}", file.display()))?;
-        toml::from_str(&text)
-            .with_context(|| format!("{} is not a valid configuration", file.display()))
+        let mut config: Self = toml::from_str(&text)
+            .with_context(|| format!("{} is not a valid configuration", file.display()))?;
+        if let Some(file) = &config.trade.nwc_file {
+            config.trade.lightning = Some(connection(file)?);
+        }
+        Ok(config)
     }
+}
+
+/// The connection to a Lightning wallet; whoever can read the file can spend from it.
+fn connection(file: &Path) -> anyhow::Result<NwcUri> {
+    let name = file.display();
+    let open = || anyhow::Ok((std::fs::metadata(file)?, std::fs::read_to_string(file)?));
+    let (about, text) =
+        open().with_context(|| format!("cannot read [trade] nwc_file = \"{name}\""))?;
+    anyhow::ensure!(
+        about.permissions().mode() & 0o077 == 0,
+        "others can read {name}, and with it spend from your Lightning wallet; chmod 600 it"
+    );
+    text.trim().parse().with_context(|| format!("{name} holds no connection to a wallet"))
 }
 
 #[cfg(test)]
@@ -162,6 +195,25 @@ mod tests {
         let lines = EXAMPLE.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()));
         let text: Vec<String> = lines.collect();
         toml::from_str::<Config>(&text.join("\n")).unwrap();
+    }
+
+    #[test]
+    fn a_connection_that_others_can_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (nwc, file) = (dir.path().join("nwc"), dir.path().join("hashpit.toml"));
+        let key = "0101010101010101010101010101010101010101010101010101010101010101";
+        let wallet = "1b84c5567b126440995d3ed5aaba0565d71e1834604819ff9c17f5e9d5dd078f";
+        let uri = format!("nostr+walletconnect://{wallet}?relay=wss://r.example&secret={key}");
+        std::fs::write(&nwc, format!("{uri}\n")).unwrap();
+        std::fs::write(&file, format!("[trade]\nnwc_file = {nwc:?}\n")).unwrap();
+        let mode = |mode| std::fs::set_permissions(&nwc, std::fs::Permissions::from_mode(mode));
+        mode(0o644).unwrap();
+        let error = Config::load(Some(&file)).unwrap_err().to_string();
+        assert!(error.contains("chmod 600") && !error.contains(key), "{error}");
+        mode(0o600).unwrap();
+        let loaded = Config::load(Some(&file)).unwrap();
+        assert!(loaded.trade.limits().lightning.is_some());
+        assert!(!format!("{loaded:?}").contains(key));
     }
 
     #[test]

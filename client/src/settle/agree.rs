@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use cdk::nuts::PublicKey as MintKey;
 use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh04::Way;
 use hashpit_nips::eh06::{HtlcLock, Keys, LockTerms, Message, Pays, lock_key};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::SettleError;
@@ -16,6 +17,8 @@ use super::trade::Trade;
 
 /// Pause before what a trade needs to know is asked for again.
 const AGAIN: Duration = Duration::from_secs(1);
+const UNKEPT: &str =
+    "it was too late, or no relay has stored in time what another machine would need to go on";
 
 /// What follows from what both brought.
 pub(super) struct Agreed {
@@ -45,7 +48,36 @@ impl Trade {
         {
             return Ok(Err(why));
         }
-        self.plan().await
+        let agreed = match self.plan().await? {
+            Ok(agreed) => agreed,
+            Err(why) => return Ok(Err(why)),
+        };
+        if self.record.stage == Stage::Agreeing
+            && let Err(why) = self.keep_agreed(&agreed).await?
+        {
+            return Ok(Err(why));
+        }
+        Ok(Ok(agreed))
+    }
+
+    /// Keeps what was agreed, here and for another machine of ours: the other trader
+    /// may have its messages deleted, and its mint's URL is only its word.
+    async fn keep_agreed(&mut self, agreed: &Agreed) -> Unfit<()> {
+        let honoured = |leg: &LegPlan| leg.place.honoured();
+        let mut theirs = self.record.theirs.clone().expect("agreed with before");
+        let leg = if theirs.pays.is_some() { agreed.sats.as_ref() } else { Some(&agreed.ehash) };
+        if let (Some(lock), Some(leg)) = (&mut theirs.lock, leg) {
+            lock.mint = leg.place.cdk.mint_url.clone();
+        }
+        let until = self.due(self.timing().ehash);
+        let kept = self.keep(&Message::Keys(Box::new(theirs)), until).await;
+        if !kept && !self.record.recovered {
+            return Ok(Err(UNKEPT.to_owned()));
+        }
+        self.record.ehash = Some(honoured(&agreed.ehash));
+        self.record.sats = agreed.sats.as_ref().map(honoured);
+        self.save("theirs").await?;
+        Ok(Ok(()))
     }
 
     /// Tells our keys, and waits for theirs.
@@ -53,11 +85,14 @@ impl Trade {
         let mine = self.record.mine.clone().expect("brought before");
         let (me, of) = (self.shared.keys.clone(), self.record.id());
         let message = Message::Keys(Box::new(mine.clone()));
-        // A copy to ourselves: from it and the words another machine goes on.
-        self.shared.send(&me, me.public_key(), of, &message).await;
-        self.shared.send(&me, self.record.counterparty(), of, &message).await;
-        self.report(1).await?;
         let (counterparty, until) = (self.record.counterparty(), self.due(self.timing().agree));
+        // A copy to ourselves: from it and the words another machine goes on.
+        if !self.keep(&message, until).await {
+            return Ok(Err(UNKEPT.to_owned()));
+        }
+        let told = self.shared.send(&me, counterparty, of, &message);
+        let _ = timeout(self.left(until), told).await;
+        self.report(1).await?;
         let theirs = self.wait(until, |it| match &it.message {
             Message::Keys(keys) if it.from == counterparty => Some((**keys).clone()),
             _ => None,
@@ -69,7 +104,6 @@ impl Trade {
             return Ok(Err(why.to_owned()));
         }
         self.record.theirs = Some(theirs);
-        self.save("theirs").await?;
         Ok(Ok(()))
     }
 
@@ -122,7 +156,7 @@ impl Trade {
 
     async fn try_to_bring(&self) -> Result<(Keys, Honoured), Lack> {
         self.follows_from_our_offer().await?;
-        self.shared.within_limits(&self.record).await?;
+        self.shared.within_limits(&self.record)?;
         let epoch = self.epoch().await?;
         let honoured = Honoured { mint: epoch.mint.clone(), keyset: epoch.keyset.clone() };
         let ehash = self.shared.mints.ehash_place(&honoured).await?;
@@ -187,7 +221,7 @@ impl Trade {
 
     /// Whether a leg can be locked at a place; once it is, there is no way back.
     fn suits(&self, place: &Place) -> Result<(), Lack> {
-        if self.record.stage != Stage::Agreeing {
+        if self.record.recovered || self.record.stage != Stage::Agreeing {
             return Ok(());
         }
         if place.keyset.active == Some(false) {
@@ -205,7 +239,7 @@ impl Trade {
                     Ok(_) => return Ok(*way),
                     Err(error) => why = error.into(),
                 },
-                Way::Nwc if self.shared.nwc.is_some() => return Ok(*way),
+                Way::Nwc if self.shared.lightning.is_set_up() => return Ok(*way),
                 Way::Nwc => {}
             }
         }
@@ -246,18 +280,43 @@ impl Trade {
         }
     }
 
-    /// Both legs, as they follow from what both brought. Tries until the mints
-    /// answer: with something locked there is no way back from here.
+    /// Both legs, as they follow from what both brought. Once something may be locked
+    /// nobody is asked any more: what was learnt stands in the record.
     async fn plan(&self) -> Unfit<Agreed> {
+        let lockable = self.record.recovered || self.record.stage != Stage::Agreeing;
+        let until = if lockable { u64::MAX } else { self.due(self.timing().ehash) };
         loop {
             match self.try_to_plan().await {
                 Ok(agreed) => return Ok(Ok(agreed)),
                 Err(Lack::Reason(why)) => return Ok(Err(why)),
+                Err(Lack::NotNow(why)) if self.now() >= until => return Ok(Err(why)),
                 Err(Lack::NotNow(why)) => debug!(why, trade = %self.record.id(), "not yet"),
                 Err(Lack::Settle(error)) => return Err(error),
             }
             sleep(AGAIN).await;
         }
+    }
+
+    async fn place_of_ehash(&self) -> Result<Place, Lack> {
+        let honoured = self.honoured().await?;
+        // Whether it can be melted was for who might lock; now it is locked, or may be.
+        if self.record.recovered || self.record.stage != Stage::Agreeing {
+            return Ok(self.shared.mints.place(&honoured).await?);
+        }
+        Ok(self.shared.mints.ehash_place(&honoured).await?)
+    }
+
+    async fn place_of_sats(&self, key: MintKey, terms: &LockTerms) -> Result<Place, Lack> {
+        let mints = &self.shared.mints;
+        if let Some(honoured) = &self.record.sats {
+            return Ok(mints.place(honoured).await?);
+        }
+        let url = match mints.sats(key).await {
+            // The copy that we kept says where we found it.
+            Err(PlaceError::Untrusted(_)) if self.record.recovered => terms.mint.clone(),
+            found => found?,
+        };
+        Ok(mints.sat_place(&url, Some(terms.keyset)).await?)
     }
 
     async fn try_to_plan(&self) -> Result<Agreed, Lack> {
@@ -271,7 +330,7 @@ impl Trade {
         let wrong = |why: &str| Lack::Reason(why.to_owned());
         let pays = buyer.pays.as_ref().ok_or_else(|| wrong("the buyer does not pay"))?;
         let of_ehash = seller.lock.as_ref().ok_or_else(|| wrong("no word on the ehash"))?;
-        let place = self.shared.mints.ehash_place(&self.honoured().await?).await?;
+        let place = self.place_of_ehash().await?;
         if of_ehash.keyset != place.keyset.id {
             return Err(wrong("the seller would lock ehash of another keyset than the pool's"));
         }
@@ -294,8 +353,7 @@ impl Trade {
             (Way::Nwc, _) => None,
             (Way::Cashu(_), None) => return Err(wrong("no word on the sats")),
             (Way::Cashu(key), Some(terms)) => {
-                let url = self.shared.mints.sats(key).await?;
-                let place = self.shared.mints.sat_place(&url, Some(terms.keyset)).await?;
+                let place = self.place_of_sats(key, terms).await?;
                 self.suits(&place)?;
                 let sig_all = terms.sig_all && seller.takes_sig_all;
                 let lock = lock(seller, buyer, timing.sats_until(at), sig_all);

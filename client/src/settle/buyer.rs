@@ -23,10 +23,15 @@ impl Trade {
             return self.buy_by_lightning(&agreed.ehash).await;
         };
         if self.record.stage == Stage::Agreeing {
-            if let Err(why) = self.may_lock(self.timing().sats).await {
-                return self.void(why).await;
+            match self.next_of_recovered(&sats).await? {
+                Some(stage) => self.enter(stage).await?,
+                None => {
+                    if let Err(why) = self.may_lock(self.timing().sats).await {
+                        return self.void(why).await;
+                    }
+                    self.enter(Stage::Locking).await?;
+                }
             }
-            self.enter(Stage::Locking).await?;
         }
         if self.record.stage == Stage::Locking {
             match self.lock(&sats, self.due(self.timing().sats)).await {
@@ -48,7 +53,7 @@ impl Trade {
                 Err(why) => self.enter(Stage::Refunding { why }).await?,
             }
         }
-        self.take_sats_back(&ehash, &sats).await
+        self.take_sats_back(&sats, &ehash).await
     }
 
     /// Whether it is not too late to lock, and nothing has changed.
@@ -59,15 +64,37 @@ impl Trade {
         if !self.is_epoch_unchanged(self.due(before)).await {
             return Err("the epoch has changed since the match, or nobody tells".to_owned());
         }
-        // A record of another machine may have been locked on in time.
-        if !self.record.recovered && self.now() >= self.due(before) {
+        if self.now() >= self.due(before) {
             return Err("it is too late to lock anything".to_owned());
         }
         Ok(())
     }
 
+    /// Where a trade that was found on relays goes on, if another machine of ours has
+    /// locked our leg.
+    pub(super) async fn next_of_recovered(
+        &mut self,
+        own: &LegPlan,
+    ) -> Result<Option<Stage>, SettleError> {
+        if !self.record.recovered {
+            return Ok(None);
+        }
+        match self.find_locked(own).await {
+            Ok(found) => Ok(found.then_some(Stage::Waiting)),
+            Err(LegFault::Refused(why)) => {
+                warn!(why, trade = %self.record.id(), "what was locked is not known");
+                Ok(None)
+            }
+            Err(LegFault::Settle(error)) => Err(error),
+        }
+    }
+
     /// Waits for step 3, and checks it.
     pub(super) async fn await_ehash(&mut self, ehash: &LegPlan) -> Result<Stage, SettleError> {
+        if !self.record.got.is_empty() {
+            // Another machine of ours may have claimed it.
+            return Ok(Stage::Claiming);
+        }
         let until = self.timing().claim_until(self.terms.at);
         let Some(handed) = self.their_lock(Leg::Ehash, until).await else {
             let why = self.unheard("the seller has not locked the ehash in time");
@@ -100,56 +127,53 @@ impl Trade {
         answer.await.flatten()
     }
 
-    /// Step 4: shows the preimage, and not later than it is safe.
+    /// Step 4: shows the preimage, and not later than it is safe. Errors with why the
+    /// ehash was not got; whether a mint that does not answer has got the preimage is
+    /// looked at again once the sats are back.
     pub(super) async fn claim_ehash(
         &mut self,
         ehash: &LegPlan,
     ) -> Result<Result<(), String>, SettleError> {
         let opened = ehash.lock.open(ehash.net, &ehash.place.keyset, &self.record.got);
         let Ok(proofs) = opened else { return Ok(Err("the ehash does not open".to_owned())) };
-        let until = self.timing().claim_until(self.terms.at);
+        let (timing, preimage) = (self.timing(), self.keys.preimage());
+        let until = timing.claim_until(self.terms.at);
+        let sats_until = timing.sats_until(self.terms.at);
         loop {
-            if self.now() >= until {
-                return self.claimed_before(ehash, proofs).await;
-            }
-            let preimage = self.keys.preimage();
-            match self.claim_before(until, ehash, proofs.clone(), &preimage).await {
-                Ok(true) => return Ok(Ok(())),
-                Ok(false) => {}
-                Err(LegFault::Refused(why)) => {
-                    return match self.state(ehash, &proofs).await {
-                        Ok(LegState::Claimed(_)) => Ok(Ok(())),
-                        _ => Ok(Err(format!("the mint has refused the claim: {why}"))),
-                    };
+            if self.now() < until {
+                match self.claim_before(until, ehash, proofs.clone(), &preimage).await {
+                    Ok(true) => return Ok(Ok(())),
+                    Ok(false) => {}
+                    Err(LegFault::Refused(why)) => debug!(why, "the ehash is not claimed yet"),
+                    Err(LegFault::Settle(error)) => return Err(error),
                 }
-                Err(LegFault::Settle(error)) => return Err(error),
             }
+            let is_late = self.now() >= until;
+            match self.try_state(ehash, &proofs).await {
+                Ok(LegState::Claimed(_)) => return self.fetch_claimed(ehash, proofs).await.map(Ok),
+                Ok(LegState::TakenBack) => {
+                    return Ok(Err("the seller has taken the ehash back".to_owned()));
+                }
+                Ok(LegState::Unspent) if is_late => {
+                    return Ok(Err("it was too late to claim the ehash safely".to_owned()));
+                }
+                Err(error) if self.now() > sats_until => {
+                    return Ok(Err(format!("the mint of the ehash does not answer: {error}")));
+                }
+                Ok(LegState::Unspent | LegState::Pending) => {}
+                Err(error) => debug!(%error, "the mint does not say where the ehash stands"),
+            }
+            self.sleep_until(self.now() + 2).await;
         }
     }
 
-    /// It is too late to show the preimage; whether the mint has carried out a claim
-    /// that was sent before.
-    async fn claimed_before(
-        &mut self,
-        ehash: &LegPlan,
-        proofs: Proofs,
-    ) -> Result<Result<(), String>, SettleError> {
-        loop {
-            match self.state(ehash, &proofs).await {
-                Ok(LegState::Claimed(preimage)) => {
-                    // Only the mint's signatures are missing; everybody knows it now.
-                    match self.claim(ehash, proofs, &preimage).await {
-                        Ok(()) | Err(LegFault::Refused(_)) => return Ok(Ok(())),
-                        Err(LegFault::Settle(error)) => return Err(error),
-                    }
-                }
-                Ok(LegState::Pending) => self.sleep_until(self.now() + 1).await,
-                Ok(LegState::Unspent | LegState::TakenBack) => {
-                    return Ok(Err("it was too late to claim the ehash safely".to_owned()));
-                }
-                Err(LegFault::Refused(why)) => return Ok(Err(why)),
-                Err(LegFault::Settle(error)) => return Err(error),
-            }
+    /// The mint has the preimage: only its signatures are missing, unless another
+    /// machine of ours has them.
+    async fn fetch_claimed(&mut self, ehash: &LegPlan, proofs: Proofs) -> Result<(), SettleError> {
+        let preimage = self.keys.preimage();
+        match self.claim(ehash, proofs, &preimage).await {
+            Ok(()) | Err(LegFault::Refused(_)) => Ok(()),
+            Err(LegFault::Settle(error)) => Err(error),
         }
     }
 
@@ -164,8 +188,8 @@ impl Trade {
     /// Takes the sats back once their locktime has passed, however long that takes.
     async fn take_sats_back(
         &mut self,
-        ehash: &LegPlan,
         sats: &LegPlan,
+        ehash: &LegPlan,
     ) -> Result<End, SettleError> {
         let Stage::Refunding { why } = self.record.stage.clone() else {
             return self.void("it had not begun".to_owned()).await;
@@ -178,42 +202,55 @@ impl Trade {
         };
         let mut pause = 1;
         loop {
-            match self.take_back(sats, proofs.clone()).await {
-                Ok(()) => return Ok(End::Refunded { why }),
+            match self.take_back(self.now() + AGAIN_SECS, sats, proofs.clone()).await {
+                Ok(true) => break,
+                Ok(false) => {}
                 Err(LegFault::Refused(error)) => debug!(error, "the sats are not back yet"),
                 Err(LegFault::Settle(error)) => return Err(error),
             }
-            match self.state(sats, &proofs).await {
-                Ok(LegState::Claimed(preimage)) => {
-                    return self.claimed_late(ehash, preimage, why).await;
+            match self.try_state(sats, &proofs).await {
+                Ok(LegState::Claimed(_)) => {
+                    let lost = format!("the seller has claimed the sats; {why}");
+                    return self
+                        .got_after_all(ehash, End::Completed, End::Lost { why: lost })
+                        .await;
                 }
-                Ok(LegState::TakenBack) => return Ok(End::Refunded { why }),
-                Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
-                Err(LegFault::Settle(error)) => return Err(error),
+                Ok(LegState::TakenBack) => break,
+                Ok(LegState::Unspent | LegState::Pending) => {}
+                Err(error) => debug!(%error, "the mint does not say where the sats stand"),
             }
             self.sleep_until(self.now() + pause).await;
             pause = (pause * 2).min(AGAIN_SECS);
         }
+        let end = End::Refunded { why };
+        // The mint may have carried a claim out whose answer never came.
+        let asked = self.shared.wallet.swap(&self.record.swap("claim")).await?;
+        if asked.is_some() { self.got_after_all(ehash, end.clone(), end).await } else { Ok(end) }
     }
 
-    /// The sats are the seller's, so the preimage is known: a claim of ours must
-    /// have reached the mint late, and its signatures can be had.
-    async fn claimed_late(
+    /// Brings the ehash in if it was claimed after all, for which its mint has to
+    /// answer: `got` then, else `not`.
+    pub(super) async fn got_after_all(
         &mut self,
         ehash: &LegPlan,
-        preimage: [u8; 32],
-        why: String,
+        got: End,
+        not: End,
     ) -> Result<End, SettleError> {
         let opened = ehash.lock.open(ehash.net, &ehash.place.keyset, &self.record.got);
-        if let Ok(proofs) = opened
-            && matches!(self.state(ehash, &proofs).await, Ok(LegState::Claimed(_)))
-        {
-            match self.claim(ehash, proofs, &preimage).await {
-                Ok(()) => return self.bought().await,
-                Err(LegFault::Refused(error)) => warn!(error, "the ehash cannot be had"),
+        let Ok(proofs) = opened else { return Ok(not) };
+        loop {
+            match self.state(ehash, &proofs).await {
+                Ok(LegState::Claimed(_)) => {
+                    self.fetch_claimed(ehash, proofs).await?;
+                    return Ok(got);
+                }
+                // Nothing can be under way any more, so long after the last claim.
+                Ok(LegState::TakenBack | LegState::Unspent) | Err(LegFault::Refused(_)) => {
+                    return Ok(not);
+                }
+                Ok(LegState::Pending) => self.sleep_until(self.now() + 2).await,
                 Err(LegFault::Settle(error)) => return Err(error),
             }
         }
-        Ok(End::Lost { why: format!("the seller has claimed the sats; {why}") })
     }
 }

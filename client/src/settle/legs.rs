@@ -15,7 +15,7 @@ use super::SettleError;
 use super::keys::sha256;
 use super::mints::Place;
 use super::trade::Trade;
-use crate::wallet::{Swap, SwapError};
+use crate::wallet::{Given, Swap, SwapError, WalletError};
 
 /// First and longest pause before a mint is asked again.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -60,6 +60,7 @@ impl From<crate::wallet::WalletError> for LegFault {
 /// The witness's preimage where claims are signed, junk where a leg is taken back:
 /// every mint tried wants something there.
 const JUNK: [u8; 32] = [0; 32];
+const LATE: &str = "it is too late to lock anything";
 
 impl Trade {
     /// Locks our leg; the proofs that were locked before, if it was done.
@@ -73,44 +74,112 @@ impl Trade {
         let amounts = eh06::amounts(plan.net, &plan.place.keyset);
         let amounts = amounts.map_err(|error| LegFault::Refused(error.to_string()))?;
         let given = self.keys.locked(&plan.lock, &amounts);
-        if self.record.recovered
-            && let Some(proofs) = self.locked_before(plan, &given).await?
-        {
-            return self.note_locked(proofs, plan).await;
-        }
         let (name, operation) = (self.record.swap("lock"), self.record.operation());
-        let (wallet, place) = (self.shared.wallet.clone(), plan.place.clone());
-        let planned =
-            wallet.plan_payment(&name, operation, &place.cdk, &place.keyset, given.clone());
-        let swap = self.shared.probe.around("write lock", planned).await?;
-        let request = swap.request(&wallet)?;
-        let done = match self.carry_out("lock", &swap, &request, &place, until).await {
-            // The last request may have been carried out all the same.
-            Ok(None) => match self.locked_before(plan, &given).await? {
-                Some(_) => self.carry_out("lock", &swap, &request, &place, u64::MAX).await,
-                None => Err(LegFault::Refused("it is too late to lock anything".to_owned())),
-            },
-            done => done,
-        };
-        match done {
-            Ok(proofs) => {
-                let mut proofs = proofs.unwrap_or_default();
+        let wallet = self.shared.wallet.clone();
+        match self.lock_anew(&name, plan, &given, until).await {
+            Ok(mut proofs) => {
                 proofs.truncate(amounts.len());
                 self.note_locked(proofs, plan).await
             }
             Err(LegFault::Refused(why)) => {
+                // Another machine of ours may have locked it, with other change.
+                let before = self.locked_before(plan, &given).await?;
                 wallet.give_up(&name, operation).await?;
-                Err(LegFault::Refused(why))
+                match before {
+                    Some(proofs) => self.note_locked(proofs, plan).await,
+                    None => Err(LegFault::Refused(why)),
+                }
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The leg that another machine of ours has locked, if there was one.
+    pub(super) async fn find_locked(&mut self, plan: &LegPlan) -> Result<bool, LegFault> {
+        let amounts = eh06::amounts(plan.net, &plan.place.keyset);
+        let amounts = amounts.map_err(|error| LegFault::Refused(error.to_string()))?;
+        let given = self.keys.locked(&plan.lock, &amounts);
+        let Some(proofs) = self.locked_before(plan, &given).await? else { return Ok(false) };
+        self.note_locked(proofs, plan).await?;
+        Ok(true)
+    }
+
+    /// Has the mint lock our leg, of what the wallet holds.
+    async fn lock_anew(
+        &self,
+        name: &str,
+        plan: &LegPlan,
+        given: &[Given],
+        until: u64,
+    ) -> Result<Proofs, LegFault> {
+        let (wallet, place) = (&self.shared.wallet, &plan.place);
+        let till = place.till.lock().await;
+        let swap = self.plan_lock(name, plan, given, until).await?;
+        let request = swap.request(wallet)?;
+        if let Some(proofs) = self.carry_out("lock", &swap, &request, place, until).await? {
+            return Ok(proofs);
+        }
+        drop(till);
+        // The last request may have been carried out all the same, or may be yet: what
+        // it spends is spent otherwise, and the mint decides which came first.
+        let undone = self.undo_lock(plan, &swap).await;
+        if self.locked_before(plan, given).await?.is_some() {
+            let done = self.carry_out("lock", &swap, &request, place, u64::MAX).await?;
+            return Ok(done.unwrap_or_default());
+        }
+        undone?;
+        Err(LegFault::Refused(LATE.to_owned()))
+    }
+
+    async fn plan_lock(
+        &self,
+        name: &str,
+        plan: &LegPlan,
+        given: &[Given],
+        until: u64,
+    ) -> Result<Swap, LegFault> {
+        let (wallet, place) = (&self.shared.wallet, &plan.place);
+        let operation = self.record.operation();
+        loop {
+            if let Some(planned) = wallet.swap(name).await? {
+                return Ok(planned);
+            }
+            if self.now() >= until {
+                return Err(LegFault::Refused(LATE.to_owned()));
+            }
+            let planned =
+                wallet.plan_payment(name, operation, &place.cdk, &place.keyset, given.to_vec());
+            match self.shared.probe.around("write lock", planned).await {
+                Ok(swap) => return Ok(swap),
+                Err(error @ WalletError::Insufficient { .. }) => {
+                    return Err(LegFault::Refused(error.to_string()));
+                }
+                Err(error) if error.is_passing() => debug!(%error, "not locked yet"),
+                Err(error) => return Err(error.into()),
+            }
+            sleep(PAUSE.0).await;
+        }
+    }
+
+    /// Swaps what a lock was to spend for proofs of the wallet's own. Errors where it
+    /// is spent.
+    async fn undo_lock(&self, plan: &LegPlan, lock: &Swap) -> Result<(), LegFault> {
+        let (name, wallet, place) = (self.record.swap("undo"), &self.shared.wallet, &plan.place);
+        let inputs = lock.inputs().clone();
+        let planned = wallet.plan_receipt(&name, &place.cdk, &place.keyset, inputs);
+        let swap = self.shared.probe.around("write undo", planned).await?;
+        if !swap.is_done() {
+            let request = swap.request(wallet)?;
+            self.carry_out("undo", &swap, &request, place, u64::MAX).await?;
+        }
+        Ok(())
     }
 
     /// What the mint has signed of a lock; waits for it as long as it takes.
     async fn locked_before(
         &self,
         plan: &LegPlan,
-        given: &[crate::wallet::Given],
+        given: &[Given],
     ) -> Result<Option<Proofs>, LegFault> {
         let keyset = &plan.place.keyset;
         let outputs: Result<Vec<_>, _> = given.iter().map(|it| it.blind(keyset.id)).collect();
@@ -229,13 +298,15 @@ impl Trade {
         self.spend("claim", plan, proofs, preimage, until).await
     }
 
-    /// Takes our leg back, once its locktime has passed.
+    /// Takes our leg back, once its locktime has passed; false if the mint has not
+    /// answered by a time.
     pub(super) async fn take_back(
         &mut self,
+        until: u64,
         plan: &LegPlan,
         proofs: Proofs,
-    ) -> Result<(), LegFault> {
-        self.spend("refund", plan, proofs, &JUNK, u64::MAX).await.map(drop)
+    ) -> Result<bool, LegFault> {
+        self.spend("refund", plan, proofs, &JUNK, until).await
     }
 
     async fn spend(
@@ -353,8 +424,9 @@ impl Trade {
         place: &Place,
     ) -> Result<Option<Proofs>, LegFault> {
         let (wallet, mint) = (&self.shared.wallet, place.mint());
-        let asked = wallet.carry_out(swap, request.clone(), mint.as_ref(), &place.keyset);
-        match self.shared.probe.around(&format!("swap {what}"), asked).await {
+        let probe = &self.shared.probe;
+        let asked = wallet.carry_out(swap, request.clone(), mint.as_ref(), &place.keyset, probe);
+        match probe.around(&format!("swap {what}"), asked).await {
             Ok(proofs) => return Ok(Some(proofs)),
             Err(SwapError::Unknown(error)) => {
                 debug!(%error, what, trade = %self.record.id(), "asking the mint again");

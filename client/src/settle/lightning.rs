@@ -8,6 +8,7 @@ use bitcoin::Network;
 use hashpit_nips::Msats;
 use hashpit_nips::eh06::Message;
 use nostr_sdk::Timestamp;
+use tokio::sync::OnceCell;
 use tracing::{debug, warn};
 
 use super::SettleError;
@@ -15,7 +16,7 @@ use super::legs::LegPlan;
 use super::record::{End, Stage};
 use super::trade::Trade;
 use crate::nwc::{
-    Class, ErrorCode, HoldOrder, InvoiceState, InvoiceTerms, Nwc, NwcError, check_invoice,
+    Class, ErrorCode, HoldOrder, InvoiceState, InvoiceTerms, Nwc, NwcError, NwcUri, check_invoice,
 };
 
 /// Blocks for which the seller wants a payment held: a day, where its wallet lets it
@@ -30,11 +31,47 @@ const ASK: (u64, u64) = (1, 30);
 /// How long an invoice must be payable when the buyer looks at it.
 const PAYABLE: Duration = Duration::from_secs(5);
 
-impl Trade {
-    /// The Lightning wallet of this side.
-    pub(super) fn nwc(&self) -> Result<Nwc, String> {
+/// The way to this side's Lightning wallet, made when it is first needed.
+pub(super) struct Lightning {
+    uri: Option<NwcUri>,
+    connected: OnceCell<Nwc>,
+}
+
+impl Lightning {
+    pub(super) fn new(uri: Option<NwcUri>) -> Self {
+        Self { uri, connected: OnceCell::new() }
+    }
+
+    pub(super) fn is_set_up(&self) -> bool {
+        self.uri.is_some()
+    }
+
+    async fn get(&self) -> Result<Nwc, String> {
         let missing = "Lightning is not set up here: name your wallet in [trade] nwc_file";
-        self.shared.nwc.clone().ok_or_else(|| missing.to_owned())
+        let uri = self.uri.as_ref().ok_or(missing)?;
+        let connect = || Nwc::connect(uri);
+        let connected = self.connected.get_or_try_init(connect).await;
+        connected.cloned().map_err(|error| format!("your Lightning wallet: {error}"))
+    }
+}
+
+impl Trade {
+    /// The Lightning wallet of this side. Where a payment may be under way there is no
+    /// going on without it; else it is waited for until step 2 is due.
+    async fn nwc(&mut self) -> Result<Nwc, String> {
+        let agreeing = self.record.stage == Stage::Agreeing;
+        let until = if agreeing { self.due(self.timing().sats) } else { u64::MAX };
+        let mut pause = ASK.0;
+        loop {
+            match self.shared.lightning.get().await {
+                Ok(nwc) => return Ok(nwc),
+                Err(why) if agreeing && !self.shared.lightning.is_set_up() => return Err(why),
+                Err(why) if self.now() >= until => return Err(why),
+                Err(why) => warn!(why, trade = %self.record.id(), "a payment waits"),
+            }
+            self.sleep_until(self.now() + pause).await;
+            pause = (pause * 2).min(ASK.1);
+        }
     }
 
     /// What is paid, in whole sats (EH-04).
@@ -44,12 +81,14 @@ impl Trade {
 
     /// The buyer's script from step 2 on.
     pub(super) async fn buy_by_lightning(&mut self, ehash: &LegPlan) -> Result<End, SettleError> {
-        let nwc = match self.nwc() {
+        let nwc = match self.nwc().await {
             Ok(nwc) => nwc,
             Err(why) => return self.void(why).await,
         };
         if self.record.stage == Stage::Agreeing {
-            if let Err(why) = self.await_invoice(&nwc, ehash).await? {
+            // Another machine of ours may have paid the invoice that was found.
+            let is_found = self.record.recovered && self.record.invoice.is_some();
+            if !is_found && let Err(why) = self.await_invoice(&nwc, ehash).await? {
                 return self.void(why).await;
             }
             self.enter(Stage::Locking).await?;
@@ -172,7 +211,7 @@ impl Trade {
                 }
                 Ok(InvoiceState::Settled) => {
                     let why = format!("the seller has taken the payment; {why}");
-                    return Ok(End::Lost { why });
+                    return self.got_after_all(ehash, End::Completed, End::Lost { why }).await;
                 }
                 Ok(InvoiceState::Pending | InvoiceState::Accepted) => {}
                 Err(error) if is_unknown(&error) => return Ok(End::Refunded { why }),
@@ -189,7 +228,7 @@ impl Trade {
         &mut self,
         ehash: &LegPlan,
     ) -> Result<Result<(), String>, SettleError> {
-        let nwc = match self.nwc() {
+        let nwc = match self.nwc().await {
             Ok(nwc) => nwc,
             Err(why) => return Ok(Err(why)),
         };
@@ -270,21 +309,21 @@ impl Trade {
         let Some(preimage) = self.record.preimage else { return lost("the preimage is not known") };
         let mut pause = ASK.0;
         loop {
-            if let Ok(nwc) = self.nwc() {
-                let asked = nwc.settle_hold_invoice(&preimage);
-                if let Err(error) = self.shared.probe.around("settle invoice", asked).await {
-                    debug!(%error, "the payment is not taken yet");
+            let nwc = match self.nwc().await {
+                Ok(nwc) => nwc,
+                Err(why) => return lost(&why),
+            };
+            let asked = nwc.settle_hold_invoice(&preimage);
+            if let Err(error) = self.shared.probe.around("settle invoice", asked).await {
+                debug!(%error, "the payment is not taken yet");
+            }
+            match nwc.lookup_invoice(ehash.lock.hash).await.map(|it| it.state) {
+                Ok(InvoiceState::Settled) => break,
+                Ok(InvoiceState::Failed | InvoiceState::Expired) => {
+                    return lost("the payment had gone back to the buyer");
                 }
-                match nwc.lookup_invoice(ehash.lock.hash).await.map(|it| it.state) {
-                    Ok(InvoiceState::Settled) => break,
-                    Ok(InvoiceState::Failed | InvoiceState::Expired) => {
-                        return lost("the payment had gone back to the buyer");
-                    }
-                    Ok(_) => {}
-                    Err(error) => debug!(%error, "the Lightning wallet does not answer"),
-                }
-            } else {
-                warn!(trade = %self.record.id(), "a held payment waits for its Lightning wallet");
+                Ok(_) => {}
+                Err(error) => debug!(%error, "the Lightning wallet does not answer"),
             }
             self.sleep_until(self.now() + pause).await;
             pause = (pause * 2).min(ASK.1);
@@ -297,7 +336,7 @@ impl Trade {
     /// Gives a held payment back, after nothing was sold. Best effort: it goes back
     /// by itself when its blocks run out.
     pub(super) async fn cancel_invoice(&self, ehash: &LegPlan) {
-        let Ok(nwc) = self.nwc() else { return };
+        let Ok(nwc) = self.shared.lightning.get().await else { return };
         if self.record.invoice.is_none() {
             return;
         }

@@ -28,17 +28,31 @@ pub(super) struct Place {
     pub(super) ahead: i64,
     /// Whether its maker is known for `SIG_ALL`.
     pub(super) by_cdk: bool,
+    /// Held while a leg is locked here: what is left of the proofs that one trade
+    /// spends may be all that the next has.
+    pub(super) till: Arc<Mutex<()>>,
 }
 
 impl Place {
-    fn new(cdk: Arc<CdkWallet>, keyset: KeySet, info: &MintInfo) -> Self {
+    fn new(
+        cdk: Arc<CdkWallet>,
+        keyset: KeySet,
+        info: Option<&MintInfo>,
+        till: Arc<Mutex<()>>,
+    ) -> Self {
         let ahead = |time: u64| time.cast_signed() - Timestamp::now().as_secs().cast_signed();
-        let by_cdk = info.version.as_ref().is_some_and(|it| it.name.starts_with("cdk"));
-        Self { cdk, keyset, ahead: info.time.map_or(0, ahead), by_cdk }
+        let by_cdk = info
+            .and_then(|info| info.version.as_ref())
+            .is_some_and(|it| it.name.starts_with("cdk"));
+        Self { cdk, keyset, ahead: info.and_then(|info| info.time).map_or(0, ahead), by_cdk, till }
     }
 
     pub(super) fn mint(&self) -> Arc<dyn MintConnector + Send + Sync> {
         self.cdk.mint_connector()
+    }
+
+    pub(super) fn honoured(&self) -> Honoured {
+        Honoured { mint: self.cdk.mint_url.clone(), keyset: self.keyset.clone() }
     }
 }
 
@@ -80,6 +94,7 @@ pub(super) struct Mints {
 struct Known {
     sats: HashMap<MintKey, MintUrl>,
     places: HashMap<(MintUrl, Option<Id>), Place>,
+    tills: HashMap<MintUrl, Arc<Mutex<()>>>,
 }
 
 impl Mints {
@@ -129,7 +144,8 @@ impl Mints {
                 all.into_iter().find(|it| it.id == id).ok_or(PlaceError::Keyset(id))?
             }
         };
-        let place = checked(Place::new(cdk, active, &info), &CurrencyUnit::Sat)?;
+        let place = Place::new(cdk, active, Some(&info), known.till(url));
+        let place = checked(place, &CurrencyUnit::Sat)?;
         known.places.insert((url.clone(), Some(place.keyset.id)), place.clone());
         Ok(place)
     }
@@ -144,9 +160,29 @@ impl Mints {
         }
         let cdk = Arc::new(self.wallet.trading_cdk(&ehash.mint, &unit).await?);
         let info = able(&cdk, Some(&unit)).await?;
-        let place = checked(Place::new(cdk, ehash.keyset.clone(), &info), &unit)?;
+        let till = known.till(&ehash.mint);
+        let place = checked(Place::new(cdk, ehash.keyset.clone(), Some(&info), till), &unit)?;
         known.places.insert(named, place.clone());
         Ok(place)
+    }
+
+    /// A place that was found good before; nobody is asked.
+    pub(super) async fn place(&self, honoured: &Honoured) -> Result<Place, PlaceError> {
+        let Honoured { mint, keyset } = honoured.clone();
+        let mut known = self.known.lock().await;
+        if let Some(place) = known.places.get(&(mint.clone(), Some(keyset.id))) {
+            return Ok(place.clone());
+        }
+        let till = known.till(&mint);
+        let unit = keyset.unit.clone();
+        let cdk = Arc::new(self.wallet.trading_cdk(&mint, &unit).await?);
+        checked(Place::new(cdk, keyset, None, till), &unit)
+    }
+}
+
+impl Known {
+    fn till(&mut self, mint: &MintUrl) -> Arc<Mutex<()>> {
+        self.tills.entry(mint.clone()).or_default().clone()
     }
 }
 

@@ -19,6 +19,7 @@
 //! | [`Step`], [`LegView`] | a trade as its user is told of it |
 //! | [`obstacles`] | what would keep an offer's fills from being settled |
 //! | `keys` | everything secret, derived |
+//! | [`recover`] | open trades of a machine that is gone, from the words and a relay |
 //!
 //! A script may be left at any await, by a kill or a lost machine, and is begun
 //! anew: each step first looks at what its record says was done.
@@ -35,6 +36,7 @@ mod offer;
 mod post;
 mod ready;
 mod record;
+mod recover;
 mod seller;
 mod settler;
 mod sig_all;
@@ -53,6 +55,7 @@ pub use hashpit_nips::eh06::Timing;
 use nostr_sdk::{PublicKey, Timestamp};
 use serde::Deserialize;
 
+use crate::nwc::NwcUri;
 use crate::trade::TradeError;
 use crate::wallet::WalletError;
 
@@ -60,6 +63,7 @@ pub use account::{LegView, Step, Whose};
 pub use evidence::{Evidence, Verdict, verify};
 pub use ready::{Obstacle, obstacles};
 pub use record::{End, Record, Role, Stage, Watched, Wish};
+pub use recover::recover;
 pub use settler::{Change, Progress, Settler, wish};
 pub use tower::{TowerProgress, Watchtower};
 
@@ -86,6 +90,17 @@ pub enum SettleError {
     NoTrade(String),
 }
 
+impl SettleError {
+    /// True where the same may succeed at another time.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Wallet(error) => error.is_passing(),
+            Self::Mailbox(_) | Self::Trade(_) => true,
+            Self::Damaged(_) | Self::Busy | Self::NoTrade(_) => false,
+        }
+    }
+}
+
 impl From<cdk_common::database::Error> for SettleError {
     fn from(error: cdk_common::database::Error) -> Self {
         Self::Wallet(error.into())
@@ -106,6 +121,10 @@ pub struct Limits {
     pub mints: Vec<MintUrl>,
     /// Watchtowers that may finish a claim of ours while we are away.
     pub watchers: Vec<PublicKey>,
+    /// The Lightning wallet that pays and is paid; a secret, and so not among the
+    /// settings that are read with the others.
+    #[serde(skip)]
+    pub lightning: Option<NwcUri>,
 }
 
 impl Default for Limits {
@@ -116,6 +135,7 @@ impl Default for Limits {
             min_trade_sats: 1,
             mints: Vec::new(),
             watchers: Vec::new(),
+            lightning: None,
         }
     }
 }

@@ -15,6 +15,9 @@ use super::settler::Shared;
 
 /// How long relays keep a message: longer than any trade takes.
 const LIFETIME: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+/// How long they keep our own copies: whoever has lost a machine may be slow to get
+/// another.
+const KEPT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// First and longest pause before a message is sent again that no relay took.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long relays may take to store a message.
@@ -40,6 +43,7 @@ impl Shared {
     /// Sends a message, sealed by `from`, until a relay has stored it.
     pub(super) async fn send(&self, from: &Keys, to: PublicKey, of: EventId, message: &Message) {
         let name = match message {
+            _ if to == from.public_key() => "keep copy",
             Message::Keys(_) => "send keys",
             Message::Invoice { .. } => "send invoice",
             Message::Locked { .. } => "send locked",
@@ -65,7 +69,8 @@ impl Shared {
         message: &Message,
     ) -> Result<(), MailboxError> {
         let rumor = message.rumor(of, from.public_key());
-        let expires = Tag::expiration(Timestamp::now() + LIFETIME);
+        let lifetime = if to == from.public_key() { KEPT } else { LIFETIME };
+        let expires = Tag::expiration(Timestamp::now() + lifetime);
         let wrap = EventBuilder::gift_wrap(from, &to, rumor, [expires]).await;
         let wrap = wrap.expect("keys that we hold seal anything below NIP-44's limit");
         self.publish(&wrap).await

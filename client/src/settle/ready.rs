@@ -78,7 +78,7 @@ pub async fn obstacles(
     }
     let ways: Vec<MintKey> = terms.pay.iter().filter_map(mint_key).collect();
     let trusted = trusted(wallet, limits, &ways).await?;
-    let by_lightning = terms.pay.contains(&Way::Nwc);
+    let by_lightning = terms.pay.contains(&Way::Nwc) && limits.lightning.is_some();
     if trusted.is_empty() && !by_lightning {
         found.push(Obstacle::NoMint(named(market, &ways)));
     } else if let (Side::Buy, Some(wanted), false) = (terms.side, cost(terms.lots), by_lightning) {

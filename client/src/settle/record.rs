@@ -116,6 +116,9 @@ pub struct Record {
     pub(super) theirs: Option<Keys>,
     /// Where the ehash is honoured, as its pool announced it.
     pub(super) ehash: Option<Honoured>,
+    /// Where the sats are honoured, once that is agreed.
+    #[serde(default)]
+    pub(super) sats: Option<Honoured>,
     /// The other leg as it was locked for us, checked.
     pub(super) got: Vec<LockedProof>,
     /// Our leg as we locked it.
@@ -156,6 +159,7 @@ impl Record {
             mine: None,
             theirs: None,
             ehash: None,
+            sats: None,
             got: Vec::new(),
             locked: Vec::new(),
             invoice: None,

@@ -1,6 +1,7 @@
 //! The seller's script: locks ehash once the sats are locked for it, and claims
 //! them with the preimage that the buyer has shown.
 
+use cdk::nuts::Proofs;
 use hashpit_nips::eh06::{Leg, Message};
 use tracing::{debug, warn};
 
@@ -31,14 +32,19 @@ impl Trade {
 
     async fn sell_for(&mut self, Agreed { ehash, sats }: &Agreed) -> Result<End, SettleError> {
         if self.record.stage == Stage::Agreeing {
-            let paid = match sats {
-                Some(sats) => self.await_sats(sats).await?,
-                None => self.await_payment(ehash).await?,
-            };
-            if let Err(why) = paid {
-                return self.void(why).await;
+            match self.next_of_recovered(ehash).await? {
+                Some(stage) => self.enter(stage).await?,
+                None => {
+                    let paid = match sats {
+                        Some(sats) => self.await_sats(sats).await?,
+                        None => self.await_payment(ehash).await?,
+                    };
+                    if let Err(why) = paid {
+                        return self.void(why).await;
+                    }
+                    self.enter(Stage::Locking).await?;
+                }
             }
-            self.enter(Stage::Locking).await?;
         }
         if self.record.stage == Stage::Locking {
             match self.lock(ehash, self.due(self.timing().ehash)).await {
@@ -62,19 +68,29 @@ impl Trade {
 
     /// Waits for step 2, checks it, and whether the ehash may be locked.
     async fn await_sats(&mut self, sats: &LegPlan) -> Result<Result<(), String>, SettleError> {
-        if self.record.got.is_empty() {
-            let until = self.due(self.timing().ehash);
-            let Some(handed) = self.their_lock(Leg::Sats, until).await else {
-                return Ok(Err(self.unheard("the buyer has not locked the sats in time")));
-            };
-            match self.check(sats, &handed).await {
-                Ok(_) => self.record.got = handed,
-                Err(LegFault::Refused(why)) => {
-                    warn!(why, trade = %self.record.id(), "the sats are not locked as agreed");
-                    return Ok(Err(format!("the sats are not locked as agreed: {why}")));
-                }
-                Err(LegFault::Settle(error)) => return Err(error),
+        let until = self.due(self.timing().ehash);
+        let handed = match self.record.got.clone() {
+            got if !got.is_empty() => got,
+            _ => match self.their_lock(Leg::Sats, until).await {
+                Some(handed) => handed,
+                None => return Ok(Err(self.unheard("the buyer has not locked the sats in time"))),
+            },
+        };
+        match self.check(sats, &handed).await {
+            Ok(_) => {}
+            Err(LegFault::Refused(why)) => {
+                warn!(why, trade = %self.record.id(), "the sats are not locked as agreed");
+                return Ok(Err(format!("the sats are not locked as agreed: {why}")));
             }
+            Err(LegFault::Settle(error)) => return Err(error),
+        }
+        if self.record.got.is_empty() {
+            // The buyer may have its message deleted; another machine of ours needs it.
+            let copy = Message::Locked { leg: Leg::Sats, proofs: handed.clone() };
+            if !self.keep(&copy, until).await {
+                return Ok(Err("no relay has stored a copy of the buyer's lock".to_owned()));
+            }
+            self.record.got = handed;
             self.save("got").await?;
         }
         Ok(self.may_lock(self.timing().ehash).await)
@@ -92,10 +108,13 @@ impl Trade {
             Err(LegFault::Refused(why)) => return Ok(Err(End::Lost { why })),
             Err(LegFault::Settle(error)) => return Err(error),
         };
-        let handed = self.record.locked.clone();
-        self.have_watched(ehash, &proofs, sats).await?;
-        self.send(Message::Locked { leg: Leg::Ehash, proofs: handed });
-        self.report(3).await?;
+        // An honest buyer does nothing with it after that, and another races our refund.
+        if self.now() < self.timing().claim_until(self.terms.at) {
+            let handed = self.record.locked.clone();
+            self.have_watched(ehash, &proofs, sats).await?;
+            self.send(Message::Locked { leg: Leg::Ehash, proofs: handed });
+            self.report(3).await?;
+        }
         let mut pause = ASK.0;
         while self.now() <= ehash.lock.locktime {
             let until = (self.now() + pause).min(ehash.lock.locktime + 1);
@@ -105,24 +124,38 @@ impl Trade {
             pause = (pause * 2).min(ASK.1);
             match self.try_state(ehash, &proofs).await {
                 Ok(LegState::Claimed(preimage)) => return Ok(Ok(preimage)),
+                Ok(LegState::TakenBack) => return Ok(Err(refunded())),
                 Ok(_) => {}
                 Err(error) => debug!(%error, "the mint does not answer"),
             }
         }
-        let mut pause = 1;
+        self.take_ehash_back(ehash, &proofs).await
+    }
+
+    /// Takes the ehash back, or learns that it was claimed: from its mint, or from the
+    /// buyer while the mint is away.
+    async fn take_ehash_back(
+        &mut self,
+        ehash: &LegPlan,
+        proofs: &Proofs,
+    ) -> Result<Result<[u8; 32], End>, SettleError> {
+        let mut pause = ASK.0;
         loop {
-            match self.take_back(ehash, proofs.clone()).await {
-                Ok(()) => return Ok(Err(refunded())),
+            match self.take_back(self.now() + ASK.1, ehash, proofs.clone()).await {
+                Ok(true) => return Ok(Err(refunded())),
+                Ok(false) => {}
                 Err(LegFault::Refused(error)) => debug!(error, "the ehash is not back yet"),
                 Err(LegFault::Settle(error)) => return Err(error),
             }
-            match self.state(ehash, &proofs).await {
+            match self.try_state(ehash, proofs).await {
                 Ok(LegState::Claimed(preimage)) => return Ok(Ok(preimage)),
                 Ok(LegState::TakenBack) => return Ok(Err(refunded())),
-                Ok(LegState::Unspent | LegState::Pending) | Err(LegFault::Refused(_)) => {}
-                Err(LegFault::Settle(error)) => return Err(error),
+                Ok(LegState::Unspent | LegState::Pending) => {}
+                Err(error) => debug!(%error, "the mint does not answer"),
             }
-            self.sleep_until(self.now() + pause).await;
+            if let Some(preimage) = self.told_preimage(ehash, self.now() + pause).await {
+                return Ok(Ok(preimage));
+            }
             pause = (pause * 2).min(AGAIN_SECS);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, TryLockError};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hashpit_mailbox::{Arrival, Inbox, Mailbox};
@@ -11,20 +11,21 @@ use hashpit_nips::eh01::EpochKeyset;
 use hashpit_nips::eh05::{Match, Settlement};
 use hashpit_nips::eh06::Timing;
 use hashpit_nips::kind;
-use nostr_sdk::{Event, EventId, Filter, Keys, Kind, PublicKey, Timestamp};
-use tokio::sync::{Mutex, broadcast, mpsc, watch};
+use nostr_sdk::{Event, EventId, Filter, Keys, Kind, PublicKey, RelayUrl, Timestamp};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::agree::Lack;
+use super::lightning::Lightning;
 use super::mints::Mints;
 use super::post::{self, Incoming};
 use super::record::{End, Record, Role, Stage, Wish};
+use super::recover::{all_of, recover_through};
 use super::trade::{Note, Trade};
 use super::{Clock, Limits, Probe, SettleError};
-use crate::nwc::Nwc;
 use crate::trade::Exchange;
 use crate::wallet::{NAMESPACE, Wallet};
 
@@ -36,6 +37,10 @@ const QUEUE: usize = 64;
 const CHANGES: usize = 1024;
 /// Messages kept for matches that have not been heard of yet.
 const MAX_EARLY: usize = 512;
+/// Wraps that are known as opened: those of some hundred trades.
+const MAX_OPENED: usize = 20_000;
+/// Pause before a trade is begun again that something stood in the way of.
+const AGAIN: Duration = Duration::from_secs(5);
 const WISH_TABLE: &str = "wishes";
 
 /// What all trades of a wallet share.
@@ -46,16 +51,36 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) mailbox: Mailbox,
     pub(super) mints: Mints,
-    /// The Lightning wallet, if there is one.
-    pub(super) nwc: Option<Nwc>,
+    pub(super) lightning: Lightning,
     pub(super) limits: Limits,
     pub(super) timing: Timing,
     pub(super) clock: Clock,
     pub(super) probe: Probe,
-    /// Open trades that were found to be within the limits.
-    admitted: Mutex<HashSet<EventId>>,
     progress: watch::Sender<Progress>,
     changes: broadcast::Sender<Change>,
+    /// Trades under way.
+    open: Mutex<HashMap<EventId, Open>>,
+    /// Until the last trade's task has ended, no other settler may begin.
+    _lock: File,
+}
+
+/// A trade under way, as limits see it.
+#[derive(Debug)]
+struct Open {
+    with: PublicKey,
+    sats: u64,
+    /// It was found to be within the limits.
+    counts: bool,
+}
+
+impl Open {
+    fn of(record: &Record) -> Self {
+        Self {
+            with: record.counterparty(),
+            sats: record.sats().get(),
+            counts: record.mine.is_some(),
+        }
+    }
 }
 
 /// A trade that has changed, and what it is now.
@@ -79,7 +104,6 @@ pub struct Progress {
 /// Settles a wallet's trades at one exchange.
 pub struct Settler {
     shared: Shared,
-    _lock: File,
 }
 
 impl Settler {
@@ -101,23 +125,17 @@ impl Settler {
             keys,
             mailbox,
             mints,
-            nwc: None,
+            lightning: Lightning::new(limits.lightning.clone()),
             limits,
             timing: Timing::EH06,
             clock: Clock::default(),
             probe: Probe::default(),
-            admitted: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
             changes: broadcast::Sender::new(CHANGES),
+            open: Mutex::default(),
+            _lock: lock,
         };
-        Ok(Self { shared, _lock: lock })
-    }
-
-    /// This settler, with a Lightning wallet.
-    #[must_use]
-    pub fn with_lightning(mut self, nwc: Nwc) -> Self {
-        self.shared.nwc = Some(nwc);
-        self
+        Ok(Self { shared })
     }
 
     /// This settler, by other deadlines and locktimes than the draft's. Both sides
@@ -165,6 +183,10 @@ impl Settler {
     /// up by the next run.
     pub async fn run(self, stop: CancellationToken) -> Result<(), SettleError> {
         let shared = Arc::new(self.shared);
+        tokio::select! { biased;
+            () = stop.cancelled() => return Ok(()),
+            looked = look_once(&shared) => looked?,
+        }
         let mut desk = Desk::new(shared.clone());
         let outcome = desk.run(&stop).await;
         desk.tasks.shutdown().await;
@@ -172,6 +194,27 @@ impl Settler {
         shared.exchange.close().await;
         outcome
     }
+}
+
+/// Looks for trades of another machine, if this wallet never has at this exchange.
+async fn look_once(shared: &Shared) -> Result<(), SettleError> {
+    let (wallet, exchange) = (&shared.wallet, &shared.exchange);
+    if wallet.has_looked_for_trades(exchange.key()).await? {
+        return Ok(());
+    }
+    match recover_through(wallet, &shared.mailbox, exchange.relays()).await {
+        Ok(found) => {
+            if found.count > 0 {
+                info!(trades = found.count, "trades of another machine");
+            }
+            if found.is_all {
+                wallet.note_looked_for_trades(exchange.key()).await?;
+            }
+        }
+        // Looked for again by the next run; meanwhile the mint shows what was locked.
+        Err(error) => warn!(%error, "trades of another machine could not be looked for"),
+    }
+    Ok(())
 }
 
 /// Tells the settler of a wallet what the user wants of a trade; it may be another
@@ -199,12 +242,25 @@ struct Desk {
     shared: Arc<Shared>,
     trades: HashMap<EventId, mpsc::Sender<Note>>,
     early: VecDeque<Incoming>,
-    tasks: JoinSet<Result<Record, SettleError>>,
+    tasks: JoinSet<(EventId, Result<Record, SettleError>)>,
+    /// Wraps that were opened, oldest first: relays tell them again and again.
+    opened: (HashSet<EventId>, VecDeque<EventId>),
+    /// What relays had stored when they were connected to.
+    stored: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    readers: JoinSet<()>,
 }
 
 impl Desk {
     fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, trades: HashMap::new(), early: VecDeque::new(), tasks: JoinSet::new() }
+        Self {
+            shared,
+            trades: HashMap::new(),
+            early: VecDeque::new(),
+            tasks: JoinSet::new(),
+            opened: Default::default(),
+            stored: mpsc::channel(QUEUE),
+            readers: JoinSet::new(),
+        }
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), SettleError> {
@@ -215,7 +271,7 @@ impl Desk {
         }
         for record in self.shared.wallet.trades().await? {
             if !record.is_over() && record.exchange() == self.shared.exchange.key() {
-                self.start(record);
+                self.start(record, Duration::ZERO);
             }
         }
         let mut wishes = interval(WISHES);
@@ -225,17 +281,19 @@ impl Desk {
                 () = stop.cancelled() => return Ok(()),
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     match done {
-                        Ok(record) => self.ended(&record?),
+                        Ok((of, outcome)) => self.left(of, outcome).await?,
                         Err(error) if error.is_panic() => {
                             std::panic::resume_unwind(error.into_panic())
                         }
                         Err(_) => {}
                     }
                 }
+                Some(event) = self.stored.1.recv() => self.take(&event).await?,
+                Some(_) = self.readers.join_next(), if !self.readers.is_empty() => {}
                 _ = wishes.tick() => self.grant_wishes().await?,
                 arrival = journal.next() => match arrival {
                     Some(Arrival::Event(event)) => self.take(&event).await?,
-                    Some(Arrival::Connected(relay)) => debug!(%relay, "settling through"),
+                    Some(Arrival::Connected(relay)) => self.read_stored(relay),
                     None => return Ok(()),
                 },
                 arrival = wraps.next() => match arrival {
@@ -260,9 +318,47 @@ impl Desk {
         Ok((mailbox.subscribe(journal).await?, mailbox.subscribe(wraps).await?))
     }
 
+    /// Reads all wraps that a relay has: a subscription gives no more of them than fit
+    /// in one answer, and those are not the newest, since wraps are dated at random.
+    fn read_stored(&mut self, relay: RelayUrl) {
+        debug!(%relay, "settling through");
+        if self.trades.is_empty() {
+            return;
+        }
+        let (shared, events) = (self.shared.clone(), self.stored.0.clone());
+        self.readers.spawn(async move {
+            let wraps = Filter::new().kind(Kind::GiftWrap).pubkey(shared.keys.public_key());
+            match all_of(&shared.mailbox, &relay, &wraps).await {
+                Ok(stored) => {
+                    for wrap in stored.events {
+                        let _ = events.send(wrap).await;
+                    }
+                }
+                Err(error) => warn!(%relay, %error, "messages may be missed"),
+            }
+        });
+    }
+
+    /// True if a wrap was not opened before.
+    fn is_new(&mut self, wrap: EventId) -> bool {
+        let (known, order) = &mut self.opened;
+        if !known.insert(wrap) {
+            return false;
+        }
+        order.push_back(wrap);
+        if order.len() > MAX_OPENED
+            && let Some(oldest) = order.pop_front()
+        {
+            known.remove(&oldest);
+        }
+        true
+    }
+
     async fn take(&mut self, event: &Event) -> Result<(), SettleError> {
         if event.kind == Kind::GiftWrap {
-            if let Some(incoming) = post::open(&self.shared.keys, event).await {
+            if self.is_new(event.id)
+                && let Some(incoming) = post::open(&self.shared.keys, event).await
+            {
                 self.hand_over(incoming);
             }
             return Ok(());
@@ -301,15 +397,20 @@ impl Desk {
         }
         info!(trade = %event.id, ?role, lots = %terms.lots, "matched");
         let record = Record::new(event.clone(), role);
-        self.shared.wallet.save_trade(&record).await?;
-        self.start(record);
+        let written = self.shared.wallet.save_trade(&record);
+        self.shared.probe.around("write match", written).await?;
+        self.start(record, Duration::ZERO);
         Ok(())
     }
 
-    fn start(&mut self, record: Record) {
+    fn start(&mut self, record: Record, after: Duration) {
         let (of, (notes, inbox)) = (record.id(), mpsc::channel(QUEUE));
+        self.shared.open().insert(of, Open::of(&record));
         let trade = Trade::new(self.shared.clone(), record, inbox);
-        self.tasks.spawn(trade.run());
+        self.tasks.spawn(async move {
+            sleep(after).await;
+            (of, trade.run().await)
+        });
         self.trades.insert(of, notes);
         let (now, later) =
             std::mem::take(&mut self.early).into_iter().partition(|incoming| incoming.of == of);
@@ -340,8 +441,34 @@ impl Desk {
         }
     }
 
+    /// A trade's task has ended: the trade is over, or is begun again where what
+    /// stood in its way may pass.
+    async fn left(
+        &mut self,
+        of: EventId,
+        outcome: Result<Record, SettleError>,
+    ) -> Result<(), SettleError> {
+        match outcome {
+            Ok(record) => self.ended(&record),
+            Err(error) if error.is_passing() => {
+                warn!(trade = %of, %error, "a trade is begun again");
+                if let Some(record) = self.shared.wallet.trade(of).await? {
+                    // Its messages were with the task.
+                    self.opened = Default::default();
+                    self.start(record, AGAIN);
+                    for relay in self.shared.exchange.relays().to_vec() {
+                        self.read_stored(relay);
+                    }
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     fn ended(&mut self, record: &Record) {
         self.trades.remove(&record.id());
+        self.shared.open().remove(&record.id());
         let open = self.trades.len();
         let completed = matches!(record.stage, Stage::Over { end: End::Completed });
         self.shared.progress.send_modify(|progress| {
@@ -397,7 +524,7 @@ impl Shared {
     }
 
     /// Whether a trade is within what the user risks.
-    pub(super) async fn within_limits(&self, record: &Record) -> Result<(), Lack> {
+    pub(super) fn within_limits(&self, record: &Record) -> Result<(), Lack> {
         let (limits, sats) = (&self.limits, record.sats());
         let beyond = |what: &str, limit: u64| {
             Lack::Reason(format!("the trade is of {sats} sats, {what} {limit} ([trade] limits)"))
@@ -408,24 +535,25 @@ impl Shared {
         if sats < Sats::new(limits.min_trade_sats) {
             return Err(beyond("fewer than", limits.min_trade_sats));
         }
-        // Of matches that come at one time the first are within a limit, not all.
-        let mut admitted = self.admitted.lock().await;
-        let mut trades = self.wallet.trades().await?;
-        trades.retain(|trade| !trade.is_over());
-        admitted.retain(|id| trades.iter().any(|trade| trade.id() == *id));
-        let counted = trades.iter().filter(|it| {
-            it.counterparty() == record.counterparty()
-                && it.id() != record.id()
-                && (it.mine.is_some() || admitted.contains(&it.id()))
+        // Of matches that come at one time the first are within a limit, not none.
+        let mut open = self.open();
+        let others = open.iter().filter(|(of, other)| {
+            **of != record.id() && other.with == record.counterparty() && other.counts
         });
-        let others = counted.map(|trade| trade.sats().get()).fold(0, u64::saturating_add);
+        let others = others.map(|(_, other)| other.sats).fold(0, u64::saturating_add);
         if others.saturating_add(sats.get()) > limits.max_counterparty_sats {
             return Err(beyond(
                 "and with what is open with its trader more than",
                 limits.max_counterparty_sats,
             ));
         }
-        admitted.insert(record.id());
+        if let Some(this) = open.get_mut(&record.id()) {
+            this.counts = true;
+        }
         Ok(())
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<EventId, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -165,7 +165,7 @@ impl<'a> Trial<'a> {
         };
         let request = swap.request(wallet)?;
         let mint = self.place.mint();
-        match wallet.carry_out(&swap, request, mint.as_ref(), keyset).await {
+        match wallet.carry_out(&swap, request, mint.as_ref(), keyset, &self.shared.probe).await {
             Ok(mut proofs) => {
                 proofs.truncate(amounts.len());
                 Ok(Some(proofs))
@@ -184,7 +184,10 @@ impl<'a> Trial<'a> {
     async fn claim(&self, swap: &Swap, variant: Variant) -> Result<bool, PlaceError> {
         let (wallet, mint) = (&self.shared.wallet, self.place.mint());
         let request = self.signed(swap.request(wallet)?, variant)?;
-        match wallet.carry_out(swap, request, mint.as_ref(), &self.place.keyset).await {
+        match wallet
+            .carry_out(swap, request, mint.as_ref(), &self.place.keyset, &self.shared.probe)
+            .await
+        {
             Ok(_) => Ok(true),
             Err(SwapError::Refused(error)) => {
                 debug!(%error, ?variant, "refused");

@@ -59,6 +59,7 @@ impl Trade {
             Role::Seller => self.sell().await?,
         };
         info!(trade = %self.record.id(), ?end, "trade over");
+        self.keep_end();
         self.post().await;
         if !matches!(end, End::Lost { .. }) {
             self.record.got.clear();
@@ -107,6 +108,29 @@ impl Trade {
         self.posts.spawn(async move { shared.send(&from, to, of, &message).await });
     }
 
+    /// Keeps a copy of a message for another machine of ours; false if no relay has
+    /// stored it by a time.
+    pub(super) async fn keep(&self, message: &Message, until: u64) -> bool {
+        let me = &self.shared.keys;
+        let kept = self.shared.send(me, me.public_key(), self.record.id(), message);
+        timeout(self.left(until), kept).await.is_ok()
+    }
+
+    /// Tells another machine of ours that nothing is left to do.
+    fn keep_end(&mut self) {
+        let (shared, of) = (self.shared.clone(), self.record.id());
+        let over = Message::Abort { reason: "over".to_owned() };
+        self.posts.spawn(async move {
+            let me = &shared.keys;
+            shared.send(me, me.public_key(), of, &over).await;
+        });
+    }
+
+    /// How long it is until a time.
+    pub(super) fn left(&self, until: u64) -> Duration {
+        Duration::from_secs(until.saturating_sub(self.now()))
+    }
+
     /// Waits, but not for long, until what was sent is stored.
     async fn post(&mut self) {
         let posted = async { while self.posts.join_next().await.is_some() {} };
@@ -121,8 +145,8 @@ impl Trade {
             return Ok(());
         }
         if self.shared.report(self.record.id(), step).await {
+            // Written with what comes next; to tell it twice does no harm.
             self.record.reported |= bit;
-            self.save("report").await?;
         }
         Ok(())
     }
@@ -140,7 +164,7 @@ impl Trade {
                 self.held.remove(at);
                 return Some(found);
             }
-            let left = Duration::from_secs(until.saturating_sub(self.now()));
+            let left = self.left(until);
             if left.is_zero() || self.record.wish.is_some() {
                 return None;
             }

@@ -36,6 +36,9 @@ pub struct Exchange {
     info: ExchangeInfo,
     markets: Vec<Market>,
     heard: Mutex<HashMap<EventId, Event>>,
+    /// One question at a time: the mailbox tells each event once, to whoever asks
+    /// first, and relays count open subscriptions.
+    asking: tokio::sync::Mutex<()>,
 }
 
 /// A match, and the id of its event.
@@ -79,7 +82,15 @@ impl Exchange {
         let markets = markets.iter().filter_map(|event| Market::decode(event).ok());
         let mut markets: Vec<_> = markets.collect();
         markets.sort_by_key(|market| (market.epoch.pool, market.epoch.height));
-        Ok(Self { key, relays, mailbox, info, markets, heard: Mutex::default() })
+        Ok(Self {
+            key,
+            relays,
+            mailbox,
+            info,
+            markets,
+            heard: Mutex::default(),
+            asking: Default::default(),
+        })
     }
 
     /// The exchange's key.
@@ -215,6 +226,7 @@ impl Exchange {
 
     /// What the relays have that matches; a limit is each relay's.
     pub(crate) async fn ask(&self, filter: Filter) -> Result<Vec<Event>, TradeError> {
+        let _turn = self.asking.lock().await;
         let (events, answered) = self.mailbox.fetch(filter.clone(), PATIENCE).await?;
         if answered == 0 {
             return Err(TradeError::NoRelay);

@@ -186,6 +186,8 @@ pub struct Wallet {
     identity: Identity,
     pub(crate) store: Store,
     mints: Mints,
+    /// Who waits for the lock in this process.
+    queue: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What the wallet holds of one unit at one mint.
@@ -216,6 +218,19 @@ pub struct Received {
 }
 
 impl WalletError {
+    /// True where the same may succeed at another time: a mint, a relay or another
+    /// process stands in the way.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Busy
+                | Self::Cashu(_)
+                | Self::Unreachable { .. }
+                | Self::Mailbox(_)
+                | Self::NoRelay(_)
+        )
+    }
+
     fn signer(error: impl std::fmt::Display) -> Self {
         Self::Signer(error.to_string())
     }
@@ -289,7 +304,8 @@ impl Wallet {
         let store: Store = Arc::new(WalletSqliteDatabase::new(&dir.join("wallet.sqlite")).await?);
         let identity = Identity::load(&store, &seed).await?;
         let mints = Mints::default();
-        let wallet = Self { dir: dir.to_owned(), seed, identity, store, mints };
+        let wallet =
+            Self { dir: dir.to_owned(), seed, identity, store, mints, queue: Arc::default() };
         drop(wallet.lock().await?);
         Ok(wallet)
     }
@@ -548,7 +564,7 @@ impl Wallet {
 
     /// Takes the wallet's lock, and finishes what a crash left half done.
     pub(crate) async fn lock(&self) -> Result<Lock, WalletError> {
-        let lock = Lock::take(&self.dir).await?;
+        let lock = Lock::take(&self.dir, &self.queue).await?;
         for mut epoch in self.epochs().await? {
             epoch.recover(&self.store, &self.seed).await?;
         }

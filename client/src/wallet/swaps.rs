@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{NAMESPACE, Wallet, WalletError, explain};
+use crate::settle::Probe;
 
 const TABLE: &str = "swaps";
 /// Names of swaps whose proofs are being stored.
@@ -122,6 +123,11 @@ impl Swap {
     pub(crate) fn request(&self, wallet: &Wallet) -> Result<SwapRequest, WalletError> {
         let outputs = self.outputs(wallet)?.into_iter().map(|output| output.blinded_message);
         Ok(SwapRequest::new(self.inputs.clone(), outputs.collect()))
+    }
+
+    /// What it spends.
+    pub(crate) fn inputs(&self) -> &Proofs {
+        &self.inputs
     }
 
     /// True once its proofs are stored.
@@ -265,18 +271,19 @@ impl Wallet {
         request: SwapRequest,
         mint: &(dyn MintConnector + Send + Sync),
         keyset: &KeySet,
+        probe: &Probe,
     ) -> Result<Proofs, SwapError> {
         let outputs = self.outputs_of(swap)?;
-        let signatures = match mint.post_swap(request).await {
+        let signatures = match probe.around("post swap", mint.post_swap(request)).await {
             Ok(answer) => answer.signatures,
-            Err(error) => match signed(mint, &outputs).await {
+            Err(error) => match probe.around("ask restore", signed(mint, &outputs)).await {
                 Ok(Some(signatures)) => signatures,
                 Ok(None) if is_final(&error) => return Err(SwapError::Refused(error)),
                 Ok(None) | Err(_) => return Err(SwapError::Unknown(error)),
             },
         };
         let proofs = unblind(&outputs, signatures, keyset)?;
-        self.arrive(swap, &outputs, &proofs).await?;
+        self.arrive(swap, &outputs, &proofs, probe).await?;
         Ok(proofs)
     }
 
@@ -304,6 +311,7 @@ impl Wallet {
         swap: &Swap,
         outputs: &[PreMint],
         proofs: &[Proof],
+        probe: &Probe,
     ) -> Result<(), WalletError> {
         let _lock = self.lock().await?;
         let current = self.swap(&swap.name).await?;
@@ -319,10 +327,11 @@ impl Wallet {
             added.push(info.with_derivation_index(counter));
         }
         let spent = swap.inputs.ys().map_err(cdk::Error::from)?;
-        self.store.kv_write(NAMESPACE, ARRIVING, &swap.name, &[]).await?;
+        let noted = self.store.kv_write(NAMESPACE, ARRIVING, &swap.name, &[]);
+        probe.around("write arriving", noted).await?;
         swap.stage = Stage::Arriving { added, spent };
-        self.save_swap(&swap).await?;
-        self.finish_arriving(&swap.name).await
+        probe.around("write outcome", self.save_swap(&swap)).await?;
+        self.finish_arriving(&swap.name, probe).await
     }
 
     /// What the inputs of planned swaps are reserved for.
@@ -347,20 +356,21 @@ impl Wallet {
     /// Finishes what a crash interrupted. Called with the lock held.
     pub(super) async fn finish_arrivals(&self) -> Result<(), WalletError> {
         for name in self.store.kv_list(NAMESPACE, ARRIVING).await? {
-            self.finish_arriving(&name).await?;
+            self.finish_arriving(&name, &Probe::default()).await?;
         }
         Ok(())
     }
 
-    async fn finish_arriving(&self, name: &str) -> Result<(), WalletError> {
+    async fn finish_arriving(&self, name: &str, probe: &Probe) -> Result<(), WalletError> {
         if let Some(mut swap) = self.swap(name).await?
             && let Stage::Arriving { added, spent } = swap.stage
         {
-            self.store.update_proofs(added, spent).await?;
+            probe.around("write proofs", self.store.update_proofs(added, spent)).await?;
             swap.stage = Stage::Done;
-            self.save_swap(&swap).await?;
+            probe.around("write done", self.save_swap(&swap)).await?;
         }
-        Ok(self.store.kv_remove(NAMESPACE, ARRIVING, name).await?)
+        let ended = self.store.kv_remove(NAMESPACE, ARRIVING, name);
+        Ok(probe.around("write arrived", ended).await?)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use hashpit_client::Wallet;
-use hashpit_client::nwc::{InvoiceState, Nwc};
+use hashpit_client::nwc::{InvoiceState, Nwc, NwcUri};
 use hashpit_client::settle::{End, Progress, SettleError, Settler, Stage, Timing};
 use hashpit_interop::lightning::LightningHouse;
 use hashpit_nips::eh04::{Payment, Way};
@@ -58,14 +58,9 @@ async fn stage(wallet: &Wallet, of: EventId) -> Stage {
 async fn ehash_is_sold_for_a_held_payment() {
     let dir = TempDir::new().unwrap();
     let (house, lightning) = house(&dir).await;
-    let [payer, payee] = [
-        Nwc::connect(&lightning.buyer).await.unwrap(),
-        Nwc::connect(&lightning.seller).await.unwrap(),
-    ];
-    let mut seller =
-        Side::start(house.settler(&house.seller).await.unwrap().with_lightning(payee.clone()));
-    let mut buyer =
-        Side::start(house.settler(&house.buyer).await.unwrap().with_lightning(payer.clone()));
+    let [payer, payee] = [Some(lightning.buyer.clone()), Some(lightning.seller.clone())];
+    let mut seller = Side::start(house.settler_by(&house.seller, payee).await.unwrap());
+    let mut buyer = Side::start(house.settler_by(&house.buyer, payer).await.unwrap());
     let of = house.deal(100, 12_345).await.unwrap();
     for side in [&mut seller, &mut buyer] {
         side.is_over().await;
@@ -84,10 +79,7 @@ async fn ehash_is_sold_for_a_held_payment() {
 async fn a_payment_goes_back_when_the_buyer_has_vanished() {
     let dir = TempDir::new().unwrap();
     let (house, lightning) = house(&dir).await;
-    let [payer, payee] = [
-        Nwc::connect(&lightning.buyer).await.unwrap(),
-        Nwc::connect(&lightning.seller).await.unwrap(),
-    ];
+    let payer = Nwc::connect(&lightning.buyer).await.unwrap();
     let timing = Timing {
         agree: 10,
         sats: 14,
@@ -97,11 +89,12 @@ async fn a_payment_goes_back_when_the_buyer_has_vanished() {
         margin: 3,
         skew: 60,
     };
-    let begin = |settler: Settler, nwc: &Nwc| {
-        Side::start(settler.with_lightning(nwc.clone()).with_timing(timing))
+    let begin = async |wallet: &Wallet, nwc: &NwcUri| {
+        let settler = house.settler_by(wallet, Some(nwc.clone())).await.unwrap();
+        Side::start(settler.with_timing(timing))
     };
-    let mut seller = begin(house.settler(&house.seller).await.unwrap(), &payee);
-    let mut buyer = begin(house.settler(&house.buyer).await.unwrap(), &payer);
+    let mut seller = begin(&house.seller, &lightning.seller).await;
+    let mut buyer = begin(&house.buyer, &lightning.buyer).await;
     let of = house.deal(100, 12_345).await.unwrap();
     let paying = buyer
         .progress
@@ -113,7 +106,7 @@ async fn a_payment_goes_back_when_the_buyer_has_vanished() {
     let sold = stage(&house.seller, of).await;
     assert!(matches!(sold, Stage::Over { end: End::Refunded { .. } }), "{sold:?}");
     assert_eq!(house.ehash_of(&house.seller).await.unwrap(), house.mined.get());
-    let mut buyer = begin(house.settler(&house.buyer).await.unwrap(), &payer);
+    let mut buyer = begin(&house.buyer, &lightning.buyer).await;
     buyer.is_over().await;
     let bought = stage(&house.buyer, of).await;
     assert!(matches!(bought, Stage::Over { end: End::Refunded { .. } }), "{bought:?}");

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use hashpit_client::Wallet;
 use hashpit_client::backup::{self, Backup, FetchProgress, Found};
 use hashpit_client::mint::Route;
+use hashpit_client::settle;
 use hashpit_client::wallet::{Remains, RestoreStep, RestoredAt};
 use hashpit_nips::{Seed, seed_file};
 use indicatif::ProgressBar;
@@ -78,10 +79,25 @@ pub async fn restore(
     let show = bar.clone();
     let report = wallet.restore(&remains, &move |step| show_step(&show, &step)).await?;
     bar.finish_and_clear();
+    let mut relays = options.relays;
     if let Some(found) = found {
-        keep_on(&wallet, options.relays, &found).await?;
+        for relay in &found.ehash.relays {
+            if !relays.contains(relay) {
+                relays.push(relay.clone());
+            }
+        }
+        keep_on(&wallet, relays.clone(), &found).await?;
     }
-    print_restored(&wallet, &report, json).await
+    let trades = open_trades(&wallet, &relays).await;
+    print_restored(&wallet, &report, trades, json).await
+}
+
+/// How many open trades the relays know of, found before or now.
+async fn open_trades(wallet: &Wallet, relays: &[RelayUrl]) -> anyhow::Result<usize> {
+    if !relays.is_empty() {
+        settle::recover(wallet, relays).await?;
+    }
+    Ok(wallet.trades().await?.iter().filter(|trade| !trade.is_over()).count())
 }
 
 fn show_step(bar: &ProgressBar, step: &RestoreStep) {
@@ -143,12 +159,18 @@ async fn keep_on(wallet: &Wallet, relays: Vec<RelayUrl>, found: &Found) -> anyho
 async fn print_restored(
     wallet: &Wallet,
     report: &BTreeMap<String, RestoredAt>,
+    trades: anyhow::Result<usize>,
     json: bool,
 ) -> anyhow::Result<()> {
     let Ok(npub) = wallet.public_key().to_bech32();
     let balances = wallet.balances().await?;
     if json {
-        println!("{}", json!({ "npub": npub, "mints": report, "balances": balances }));
+        let mut shown = json!({ "npub": npub, "mints": report, "balances": balances });
+        match trades {
+            Ok(trades) => shown["trades"] = trades.into(),
+            Err(error) => shown["trades_unknown"] = error.to_string().into(),
+        }
+        println!("{shown}");
         return Ok(());
     }
     for (mint, RestoredAt { proofs, spent, unverified }) in report {
@@ -158,6 +180,16 @@ async fn print_restored(
             println!("    It could not be asked which of them were spent since: {why}");
             println!("    Run the same command again when it answers.");
         }
+    }
+    match trades {
+        Ok(0) => {}
+        Ok(trades) => {
+            println!(
+                "{trades} trades are open; `hashpit trade watch` finishes them, or takes back"
+            );
+            println!("what was locked. Do it soon: they have deadlines.");
+        }
+        Err(error) => eprintln!("Open trades could not be looked for: {error}"),
     }
     if report.is_empty() {
         println!("Nothing was found for {npub}; check the words and the relay.");
