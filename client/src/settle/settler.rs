@@ -441,7 +441,9 @@ impl Desk {
         let (of, (notes, inbox)) = (record.id(), mpsc::channel(QUEUE));
         let now = Instant::now();
         self.listening = now + Duration::from_secs(self.shared.timing.ehash);
-        self.ask_at = now + ASK_AGAIN;
+        if self.ask_at < now {
+            self.ask_at = now + ASK_AGAIN;
+        }
         self.shared.open().insert(of, Open::of(&record));
         let trade = Trade::new(self.shared.clone(), record, inbox);
         self.tasks.spawn(async move {
