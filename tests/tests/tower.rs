@@ -21,7 +21,7 @@ use hashpit_mailbox::Mailbox;
 use hashpit_nips::eh06::{HtlcLock, LockedProof, Watch, lock_key};
 use hashpit_tests::trade_house::{SATS, TradeHouse};
 use nostr_sdk::nips::nip59::UnwrappedGift;
-use nostr_sdk::{EventId, Filter, Keys, Kind, PublicKey, Timestamp};
+use nostr_sdk::{EventBuilder, EventId, Filter, Keys, Kind, PublicKey, Timestamp};
 use serde_json::{Value, from_value};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -318,6 +318,74 @@ async fn with_a_watchtower_the_seller_has_the_ehash_though_the_buyer_waits() {
     stop.cancel();
     running.await.unwrap().unwrap();
     trade.house.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_has_no_sats_at_stake_is_not_watched() {
+    let keys = Keys::generate();
+    let trade = Deserted::waiting(vec![keys.public_key()]).await;
+    let [watch] = &trade.package(&keys).await[..] else { panic!("one package") };
+    // Another watchtower, that the seller does not know.
+    let (keys, relays) = (Keys::generate(), [trade.house.relay.url.clone()]);
+    let tower = Watchtower::open(keys.clone(), &relays).await.unwrap();
+    let (stop, mut progress) = (CancellationToken::new(), tower.progress());
+    let running = tokio::spawn(tower.run(stop.clone()));
+
+    // Each has one thing that is not as it was signed.
+    let mut redirected = watch.clone();
+    let first = redirected.claim.outputs()[0].clone();
+    redirected.claim.outputs_mut()[0] = output(first.amount.into(), first.keyset_id);
+    let mut longer = watch.clone();
+    longer.sats_until += 600;
+    let mut elsewhere = watch.clone();
+    elsewhere.ehash.reverse();
+    let mut fewer = watch.clone();
+    fewer.refund.as_mut().unwrap().outputs_mut().pop();
+    let refused = [redirected, longer, elsewhere, fewer, invented(watch)];
+    for (count, watch) in (1..).zip(refused) {
+        hand(&trade, &keys, &watch).await;
+        let told = progress.wait_for(|now| now.refused == count);
+        timeout(PATIENCE, told).await.unwrap().unwrap();
+    }
+    // The same sats are watched once, whoever asks for it.
+    hand(&trade, &keys, watch).await;
+    timeout(PATIENCE, progress.wait_for(|now| now.watching == 1)).await.unwrap().unwrap();
+    hand(&trade, &keys, watch).await;
+    timeout(PATIENCE, progress.wait_for(|now| now.refused == 6)).await.unwrap().unwrap();
+    timeout(PATIENCE, progress.wait_for(|now| now.refunded == 1)).await.unwrap().unwrap();
+    assert_eq!(progress.borrow().watching, 0);
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    trade.house.stop().await.unwrap();
+}
+
+/// Sats that no mint has signed, locked and signed for as they should be.
+fn invented(watch: &Watch) -> Watch {
+    let key = SecretKey::generate();
+    let lock = HtlcLock {
+        hash: watch.hash,
+        to: key.public_key(),
+        refund: key.public_key(),
+        locktime: watch.sats_until,
+        sig_all: true,
+    };
+    let first = watch.claim.inputs()[0].clone();
+    let input = Proof { secret: lock.secret(&[9; 32]), ..first };
+    let mut claim = SwapRequest::new(vec![input], watch.claim.outputs().clone());
+    let witness = HTLCWitness { preimage: String::new(), signatures: None };
+    claim.inputs_mut()[0].witness = Some(Witness::HTLCWitness(witness));
+    claim.sign_sig_all(key).unwrap();
+    Watch { claim, refund: None, ..watch.clone() }
+}
+
+/// Hands something to a watchtower, by a key that nobody knows.
+async fn hand(trade: &Deserted, tower: &Keys, watch: &Watch) {
+    let (from, relays) = (Keys::generate(), [trade.house.relay.url.clone()]);
+    let rumor = watch.rumor(from.public_key());
+    let wrap = EventBuilder::gift_wrap(&from, &tower.public_key(), rumor, []).await.unwrap();
+    let mailbox = Mailbox::connect(from, &relays).await.unwrap();
+    mailbox.publish(&wrap).await.unwrap();
+    mailbox.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

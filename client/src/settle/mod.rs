@@ -42,6 +42,8 @@ mod settler;
 mod sig_all;
 mod tower;
 mod trade;
+mod turns;
+mod vet;
 mod watched;
 
 use std::fmt;

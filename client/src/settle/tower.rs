@@ -10,22 +10,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cdk::HttpClient;
-use cdk::nuts::{
-    CheckStateRequest, CurrencyUnit, ProofsMethods, PublicKey as CashuKey, State, SwapRequest,
-};
-use cdk::wallet::MintConnector;
+use cdk::nuts::{ProofsMethods, PublicKey as CashuKey};
 use hashpit_mailbox::{Arrival, Mailbox, MailboxError};
 use hashpit_nips::eh06::Watch;
 use nostr_sdk::nips::nip59::UnwrappedGift;
 use nostr_sdk::{Event, EventId, Filter, Keys, Kind, PublicKey, RelayUrl, Timestamp};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::keys::sha256;
+use super::turns::{Mint, Turns};
+use super::vet::vet;
 
 /// Claims watched at one time. Each takes some tens of kilobytes.
 const MAX_CLAIMS: usize = 4096;
@@ -33,13 +31,12 @@ const MAX_CLAIMS: usize = 4096;
 const MAX_OF_SENDER: usize = 2;
 /// Bytes of a claim: what an encrypted message holds.
 const MAX_BYTES: usize = 65_535;
-/// Proofs of a leg, as EH-06 has it.
-const MAX_PROOFS: usize = 64;
 /// Longest watch, in seconds: a trade takes an hour and a half.
 const MAX_AHEAD: u64 = 24 * 60 * 60;
-/// Questions to mints under way at once.
-const MAX_ASKED: usize = 64;
-/// How long a mint may take to answer.
+/// How long a mint may take to say that it has signed the sats, before nothing is
+/// watched for them.
+const VETTING: Duration = Duration::from_secs(10 * 60);
+/// How long a relay may take to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// First and longest pause between two questions.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -71,7 +68,7 @@ pub struct TowerProgress {
     pub needless: usize,
     /// Claims that it could not finish in time.
     pub missed: usize,
-    /// What was no claim, or too much.
+    /// What was no claim, of no sats, or too much.
     pub refused: usize,
 }
 
@@ -82,6 +79,7 @@ enum Outcome {
     Refunded,
     Needless,
     Missed,
+    Refused,
 }
 
 /// A watchtower.
@@ -126,9 +124,17 @@ struct Desk {
     tower: Watchtower,
     seen: HashSet<EventId>,
     senders: HashMap<PublicKey, usize>,
-    claims: JoinSet<(PublicKey, Outcome)>,
+    /// Points Y of the sats whose claims are watched: each once.
+    sats: HashSet<CashuKey>,
+    claims: JoinSet<(Handed, Outcome)>,
     readers: JoinSet<()>,
-    asking: Arc<Semaphore>,
+    turns: Arc<Turns>,
+}
+
+/// Whose claim it is, and of which sats.
+struct Handed {
+    sender: PublicKey,
+    sats: Vec<CashuKey>,
 }
 
 impl Desk {
@@ -137,9 +143,10 @@ impl Desk {
             tower,
             seen: HashSet::new(),
             senders: HashMap::new(),
+            sats: HashSet::new(),
             claims: JoinSet::new(),
             readers: JoinSet::new(),
-            asking: Arc::new(Semaphore::new(MAX_ASKED)),
+            turns: Arc::new(Turns::new()),
         }
     }
 
@@ -155,7 +162,7 @@ impl Desk {
             tokio::select! { biased;
                 () = stop.cancelled() => return Ok(()),
                 Some(done) = self.claims.join_next(), if !self.claims.is_empty() => match done {
-                    Ok((sender, outcome)) => self.ended(sender, outcome),
+                    Ok((handed, outcome)) => self.ended(&handed, outcome),
                     Err(error) if error.is_panic() => {
                         std::panic::resume_unwind(error.into_panic())
                     }
@@ -185,7 +192,7 @@ impl Desk {
             self.seen.clear();
         }
         match self.admit(&wrap).await {
-            Ok((sender, watch)) => self.watch(sender, watch),
+            Ok((handed, watch)) => self.watch(handed, watch),
             Err(why) => {
                 debug!(why, wrap = %wrap.id, "not watched");
                 self.tower.progress.send_modify(|progress| progress.refused += 1);
@@ -194,7 +201,7 @@ impl Desk {
     }
 
     /// Opens a wrap; why it is not watched.
-    async fn admit(&self, wrap: &Event) -> Result<(PublicKey, Watch), &'static str> {
+    async fn admit(&self, wrap: &Event) -> Result<(Handed, Watch), &'static str> {
         if wrap.content.len() > 4 * MAX_BYTES {
             return Err("it is too large");
         }
@@ -204,37 +211,41 @@ impl Desk {
             return Err("it is too large");
         }
         let watch = Watch::read(&opened.rumor).map_err(|_| "it is no claim")?;
-        let now = Timestamp::now().as_secs();
-        let swaps = std::iter::once(&watch.claim).chain(&watch.refund);
-        let counts = swaps.flat_map(|swap| [swap.inputs().len(), swap.outputs().len()]);
-        if counts.chain([watch.ehash.len()]).any(|count| !(1..=MAX_PROOFS).contains(&count)) {
-            Err("it has too many proofs, or none")
-        } else if !(now..now + MAX_AHEAD + AFTER).contains(&ends(&watch)) {
+        let now = now();
+        let sats = watch.claim.inputs().ys().map_err(|_| "it is no claim")?;
+        if !(now..now + MAX_AHEAD + AFTER).contains(&ends(&watch)) {
             Err("it is too late for it, or much too early")
+        } else if sats.iter().any(|y| self.sats.contains(y)) {
+            Err("its sats are watched already")
         } else if self.claims.len() >= MAX_CLAIMS {
             warn!("too many claims are watched; one is left alone");
             Err("too many claims are watched")
         } else if self.senders.get(&opened.sender).is_some_and(|of| *of >= MAX_OF_SENDER) {
             Err("its sender has handed over enough")
         } else {
-            Ok((opened.sender, watch))
+            vet(&watch)?;
+            Ok((Handed { sender: opened.sender, sats }, watch))
         }
     }
 
-    fn watch(&mut self, sender: PublicKey, watch: Watch) {
-        *self.senders.entry(sender).or_default() += 1;
-        let claim = Claim { watch, asking: self.asking.clone() };
-        self.claims.spawn(async move { (sender, claim.finish().await) });
+    fn watch(&mut self, handed: Handed, watch: Watch) {
+        *self.senders.entry(handed.sender).or_default() += 1;
+        self.sats.extend(&handed.sats);
+        let claim = Claim::new(watch, &self.turns);
+        self.claims.spawn(async move { (handed, claim.finish().await) });
         let watching = self.claims.len();
         info!(watching, "a claim is watched");
         self.tower.progress.send_modify(|progress| progress.watching = watching);
     }
 
-    fn ended(&mut self, sender: PublicKey, outcome: Outcome) {
-        if let Some(of) = self.senders.get_mut(&sender) {
+    fn ended(&mut self, handed: &Handed, outcome: Outcome) {
+        handed.sats.iter().for_each(|y| {
+            self.sats.remove(y);
+        });
+        if let Some(of) = self.senders.get_mut(&handed.sender) {
             *of -= 1;
             if *of == 0 {
-                self.senders.remove(&sender);
+                self.senders.remove(&handed.sender);
             }
         }
         let watching = self.claims.len();
@@ -246,6 +257,7 @@ impl Desk {
                 Outcome::Refunded => progress.refunded += 1,
                 Outcome::Needless => progress.needless += 1,
                 Outcome::Missed => progress.missed += 1,
+                Outcome::Refused => progress.refused += 1,
             }
         });
     }
@@ -302,12 +314,21 @@ fn now() -> u64 {
 /// A claim that waits for its preimage.
 struct Claim {
     watch: Watch,
-    asking: Arc<Semaphore>,
+    ehash: Mint,
+    sats: Mint,
 }
 
 impl Claim {
+    fn new(watch: Watch, turns: &Arc<Turns>) -> Self {
+        let (ehash, sats) = (turns.mint(&watch.ehash_mint), turns.mint(&watch.sats_mint));
+        Self { watch, ehash, sats }
+    }
+
     /// Finishes it, if that is needed.
     async fn finish(self) -> Outcome {
+        if let Err(outcome) = self.vouched().await {
+            return outcome;
+        }
         let preimage = match self.preimage().await {
             Ok(preimage) => preimage,
             Err(outcome) => return outcome,
@@ -315,6 +336,30 @@ impl Claim {
         let grace = GRACE.0.min(self.watch.sats_until.saturating_sub(now()) / GRACE.1);
         sleep(Duration::from_secs(grace)).await;
         self.claim(preimage).await
+    }
+
+    /// Whether the sats' mint says that it has signed them, and that they are unspent.
+    async fn vouched(&self) -> Result<(), Outcome> {
+        let claim = self.watch.claim.inputs();
+        let Ok(inputs) = claim.ys() else { return Err(Outcome::Refused) };
+        let (begun, mut pause) = (Instant::now(), PAUSE.0);
+        while begun.elapsed() < VETTING {
+            let told = match self.sats.has_signed(claim).await {
+                Ok(true) => self.sats.spent(&inputs).await,
+                Ok(false) => return Err(Outcome::Refused),
+                Err(error) => Err(error),
+            };
+            match told {
+                Ok(None) => return Ok(()),
+                // The buyer has its sats back, but the ehash may be to be had.
+                Ok(Some(_)) if self.is_late() && self.watch.refund.is_some() => return Ok(()),
+                Ok(Some(_)) => return Err(Outcome::Needless),
+                Err(error) => debug!(error, "the mint of the sats does not answer"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+        Err(Outcome::Missed)
     }
 
     fn is_late(&self) -> bool {
@@ -333,16 +378,18 @@ impl Claim {
     /// locktime has passed, it is taken back: the buyer could claim it still after he
     /// has his sats back.
     async fn preimage(&self) -> Result<String, Outcome> {
-        let mint = HttpClient::new(self.watch.ehash_mint.clone(), None);
         let (mut refund, due) = (self.watch.refund.clone(), self.refund_due());
         let mut pause = PAUSE.0;
         while now() <= ends(&self.watch) {
-            match self.spent(&mint, &self.watch.ehash).await {
+            match self.ehash.spent(&self.watch.ehash).await {
                 Ok(None) if now() >= due => {
-                    if let Some(refund) = &mut refund
-                        && self.take_back(&mint, refund).await
-                    {
-                        return Err(Outcome::Refunded);
+                    if let Some(refund) = &mut refund {
+                        // Where it is refused since the ehash has just been claimed, the
+                        // mint has the preimage.
+                        match self.ehash.swap(refund).await {
+                            Ok(()) => return Err(Outcome::Refunded),
+                            Err(error) => debug!(error, "the ehash is not given back"),
+                        }
                     }
                 }
                 Ok(None) => {}
@@ -366,40 +413,13 @@ impl Claim {
         Err(if refund.is_some() { Outcome::Missed } else { Outcome::Needless })
     }
 
-    /// Asks the ehash's mint for the refund. Where it refuses because the ehash has just
-    /// been claimed, it has the preimage.
-    async fn take_back(&self, mint: &HttpClient, refund: &mut SwapRequest) -> bool {
-        match self.ask(mint.post_swap(refund.clone())).await {
-            Ok(_) => return true,
-            Err(error) => debug!(error, "the mint has not given the ehash back"),
-        }
-        self.renew(mint, refund).await;
-        false
-    }
-
     fn fits(&self, preimage: &str) -> bool {
         let mut bytes = [0; 32];
         hex::decode_to_slice(preimage, &mut bytes).is_ok() && sha256(&bytes) == self.watch.hash
     }
 
-    /// What stands where preimages do in the witnesses of these points, if one of
-    /// them is spent (NUT-07).
-    async fn spent(
-        &self,
-        mint: &HttpClient,
-        ys: &[CashuKey],
-    ) -> Result<Option<Vec<String>>, String> {
-        let request = CheckStateRequest { ys: ys.to_vec() };
-        let told = self.ask(mint.post_check_state(request)).await?.states;
-        let spent = told.iter().filter(|it| ys.contains(&it.y) && it.state == State::Spent);
-        let spent: Vec<_> = spent.collect();
-        let shown = spent.iter().filter_map(|it| it.witness.as_ref()?.preimage()).collect();
-        Ok((!spent.is_empty()).then_some(shown))
-    }
-
     /// Asks the sats' mint until it has carried the claim out, or it is too late.
     async fn claim(&self, preimage: String) -> Outcome {
-        let mint = HttpClient::new(self.watch.sats_mint.clone(), None);
         let mut claim = self.watch.claim.clone();
         if let Some(first) = claim.inputs_mut().first_mut() {
             first.add_preimage(preimage);
@@ -407,14 +427,11 @@ impl Claim {
         let Ok(inputs) = claim.inputs().ys() else { return Outcome::Missed };
         let mut pause = PAUSE.0;
         loop {
-            match self.spent(&mint, &inputs).await {
+            match self.sats.spent(&inputs).await {
                 Ok(Some(_)) => return Outcome::Needless,
-                Ok(None) => match self.ask(mint.post_swap(claim.clone())).await {
-                    Ok(_) => return Outcome::Finished,
-                    Err(error) => {
-                        debug!(error, "the mint has not carried the claim out");
-                        self.renew(&mint, &mut claim).await;
-                    }
+                Ok(None) => match self.sats.swap(&mut claim).await {
+                    Ok(()) => return Outcome::Finished,
+                    Err(error) => debug!(error, "the mint has not carried the claim out"),
                 },
                 Err(error) => debug!(error, "the mint of the sats does not answer"),
             }
@@ -424,32 +441,5 @@ impl Claim {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
-    }
-
-    /// Names another keyset for the outputs, if the mint signs no more by theirs.
-    /// The signature does not cover that; their points and amounts it does.
-    async fn renew(&self, mint: &HttpClient, request: &mut SwapRequest) {
-        let Ok(told) = self.ask(mint.get_mint_keysets()).await else { return };
-        let Some(named) = request.outputs().first().map(|output| output.keyset_id) else { return };
-        let unit = told.keysets.iter().find(|keyset| keyset.id == named);
-        let (unit, active) = match unit {
-            Some(keyset) => (keyset.unit.clone(), keyset.active),
-            None => (CurrencyUnit::Sat, false),
-        };
-        let next = told.keysets.iter().find(|keyset| keyset.active && keyset.unit == unit);
-        if let (false, Some(next)) = (active, next) {
-            info!(keyset = %next.id, "the mint has another keyset now");
-            request.outputs_mut().iter_mut().for_each(|output| output.keyset_id = next.id);
-        }
-    }
-
-    async fn ask<T>(
-        &self,
-        question: impl Future<Output = Result<T, cdk::Error>>,
-    ) -> Result<T, String> {
-        let _turn = self.asking.acquire().await.map_err(|error| error.to_string())?;
-        let answer =
-            timeout(PATIENCE, question).await.map_err(|_| "it takes too long".to_owned())?;
-        answer.map_err(|error| error.to_string())
     }
 }
