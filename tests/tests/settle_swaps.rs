@@ -44,7 +44,7 @@ async fn trade(
     let wallets = [&house.seller, &house.buyer];
     let (mut watch, mut tasks) = (Vec::new(), Vec::new());
     for wallet in wallets {
-        let settler = house.settler(wallet).await.unwrap().with_timing(timing.clone());
+        let settler = house.settler(wallet).await.unwrap().with_timing(timing);
         watch.push(settler.progress());
         tasks.push(tokio::spawn(settler.run(stop.clone())));
     }
