@@ -205,7 +205,9 @@ impl<'a> Trial<'a> {
             }
             Err(error @ SwapError::Reused) => {
                 wallet.skip_counters(swap).await?;
-                wallet.forget_swaps(&self.claim_name()).await?;
+                let (cdk, keyset, name) = (&self.place.cdk, &self.place.keyset, self.claim_name());
+                wallet.forget_swaps(&name).await?;
+                wallet.plan_receipt(&name, cdk, keyset, swap.inputs().clone()).await?;
                 Err(PlaceError::Busy(error.to_string()))
             }
             Err(SwapError::Wallet(error)) => Err(error.into()),
