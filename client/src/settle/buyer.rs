@@ -6,7 +6,8 @@ use tracing::{debug, warn};
 
 use super::SettleError;
 use super::agree::Agreed;
-use super::legs::{LegFault, LegPlan, LegState, Locked};
+use super::legs::{LegFault, LegPlan, LegState};
+use super::locking::Locked;
 use super::record::{End, Stage};
 use super::trade::Trade;
 

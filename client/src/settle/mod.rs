@@ -31,6 +31,7 @@ mod evidence;
 mod keys;
 mod legs;
 mod lightning;
+mod locking;
 mod mints;
 mod offer;
 mod post;

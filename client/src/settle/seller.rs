@@ -9,7 +9,8 @@ use super::SettleError;
 use super::agree::Agreed;
 use super::buyer::{AGAIN_SECS, unlocked};
 use super::keys::sha256;
-use super::legs::{LegFault, LegPlan, LegState, Locked};
+use super::legs::{LegFault, LegPlan, LegState};
+use super::locking::Locked;
 use super::record::{End, Stage};
 use super::trade::Trade;
 

@@ -176,6 +176,11 @@ impl<'a> Trial<'a> {
                 wallet.give_up(&name, operation).await?;
                 Ok(None)
             }
+            Err(error @ SwapError::Reused) => {
+                wallet.skip_counters(&swap).await?;
+                wallet.give_up(&name, operation).await?;
+                Err(PlaceError::Busy(error.to_string()))
+            }
             Err(error) => Err(PlaceError::Busy(error.to_string())),
         }
     }
@@ -197,6 +202,13 @@ impl<'a> Trial<'a> {
             Err(SwapError::Unknown(cdk::Error::UnknownErrorResponse(error))) => {
                 debug!(%error, ?variant, "refused");
                 Ok(false)
+            }
+            Err(error @ SwapError::Reused) => {
+                wallet.skip_counters(swap).await?;
+                let (cdk, keyset, name) = (&self.place.cdk, &self.place.keyset, self.claim_name());
+                wallet.forget_swaps(&name).await?;
+                wallet.plan_receipt(&name, cdk, keyset, swap.inputs().clone()).await?;
+                Err(PlaceError::Busy(error.to_string()))
             }
             Err(SwapError::Wallet(error)) => Err(error.into()),
             Err(error) => Err(PlaceError::Busy(error.to_string())),

@@ -20,6 +20,7 @@ mod restore;
 mod swaps;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -55,7 +56,8 @@ pub(crate) use outbox::{PaidOut, Terms};
 pub use pools::KnownPool;
 use restore::Connector;
 pub use restore::{Remains, RestoreStep, RestoredAt};
-pub(crate) use swaps::{Given, Standing, Swap, SwapError, standing};
+pub(crate) use swaps::{Given, Swap, SwapError};
+pub(crate) use told::{Standing, standing};
 
 /// Where our records stand in cdk's key-value table.
 pub(crate) const NAMESPACE: &str = "hashpit";
