@@ -371,7 +371,8 @@ fn invented(watch: &Watch) -> Watch {
     };
     let first = watch.claim.inputs()[0].clone();
     let input = Proof { secret: lock.secret(&[9; 32]), ..first };
-    let mut claim = SwapRequest::new(vec![input], watch.claim.outputs().clone());
+    let mut claim = SwapRequest::new(vec![input.clone()], watch.claim.outputs().clone());
+    claim.inputs_mut()[0].dleq = input.dleq;
     let witness = HTLCWitness { preimage: String::new(), signatures: None };
     claim.inputs_mut()[0].witness = Some(Witness::HTLCWitness(witness));
     claim.sign_sig_all(key).unwrap();
@@ -384,6 +385,8 @@ async fn hand(trade: &Deserted, tower: &Keys, watch: &Watch) {
     let rumor = watch.rumor(from.public_key());
     let wrap = EventBuilder::gift_wrap(&from, &tower.public_key(), rumor, []).await.unwrap();
     let mailbox = Mailbox::connect(from, &relays).await.unwrap();
+    // A relay that is not connected yet stores nothing.
+    mailbox.fetch(Filter::new().id(wrap.id), Duration::from_secs(5)).await.unwrap();
     mailbox.publish(&wrap).await.unwrap();
     mailbox.close().await;
 }

@@ -75,9 +75,6 @@ pub(super) const PLANS: usize = 8;
 const LIES: usize = 8;
 pub(super) const REUSED: &str = "the mint has signed each try's outputs before; does another machine use \
     the same words?";
-/// The witness's preimage where claims are signed, junk where a leg is taken back:
-/// every mint tried wants something there.
-pub(super) const JUNK: [u8; 32] = [0; 32];
 
 impl Trade {
     /// Checks the other's leg as it was handed over: everything that follows from
@@ -174,7 +171,7 @@ impl Trade {
         plan: &LegPlan,
         proofs: Proofs,
     ) -> Result<bool, LegFault> {
-        self.spend("refund", plan, proofs, &JUNK, until).await
+        self.spend("refund", plan, proofs, &junk(&plan.lock.hash), until).await
     }
 
     async fn spend(
@@ -348,6 +345,14 @@ impl Trade {
     }
 }
 
+/// What stands for the preimage where a leg is taken back: every mint tried wants
+/// something there. It is never the preimage, even if the buyer has made one of zeros:
+/// beside that a mint wants the signature of who claims, and takes no other.
+pub(super) fn junk(hash: &[u8; 32]) -> [u8; 32] {
+    let zeros = [0; 32];
+    if sha256(&zeros) == *hash { [1; 32] } else { zeros }
+}
+
 /// Signs for inputs under a lock, and shows the preimage.
 pub(super) fn sign(
     request: &mut SwapRequest,
@@ -377,5 +382,33 @@ pub(super) fn fault(error: SwapError) -> LegFault {
     match error {
         SwapError::Wallet(error) => error.into(),
         other => LegFault::Refused(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cdk::nuts::{BlindedMessage, Id, Proof, SpendingConditionVerification};
+    use hashpit_nips::eh06::HtlcLock;
+
+    use super::*;
+
+    #[test]
+    fn what_is_locked_by_a_hash_of_zeros_can_be_taken_back() {
+        let (owner, other) = (SecretKey::generate(), SecretKey::generate());
+        let keyset = Id::from_bytes(&[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+        for preimage in [[0; 32], [1; 32], [7; 32]] {
+            let hash = sha256(&preimage);
+            let (to, refund) = (other.public_key(), owner.public_key());
+            let lock = HtlcLock { hash, to, refund, locktime: 1, sig_all: true };
+            let input = Proof::new(1.into(), keyset, lock.secret(&[9; 32]), other.public_key());
+            let output = BlindedMessage::new(1.into(), keyset, owner.public_key());
+            let taken_back = |shown| {
+                let mut request = SwapRequest::new(vec![input.clone()], vec![output.clone()]);
+                sign(&mut request, owner.clone(), true, &shown).unwrap();
+                request.verify_spending_conditions()
+            };
+            assert!(taken_back(preimage).is_err());
+            taken_back(junk(&hash)).unwrap();
+        }
     }
 }

@@ -421,6 +421,8 @@ impl Claim {
     /// Asks the sats' mint until it has carried the claim out, or it is too late.
     async fn claim(&self, preimage: String) -> Outcome {
         let mut claim = self.watch.claim.clone();
+        // That they are the mint's is no news to it.
+        claim.inputs_mut().iter_mut().for_each(|input| input.dleq = None);
         if let Some(first) = claim.inputs_mut().first_mut() {
             first.add_preimage(preimage);
         }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::SettleError;
-use super::legs::{JUNK, LegFault, LegPlan};
+use super::legs::{LegFault, LegPlan, junk};
 use super::mints::Place;
 use super::record::{End, Watched};
 use super::seller::refunded;
@@ -149,7 +149,13 @@ impl Trade {
     fn claim_to_finish(&self, sats: &LegPlan) -> Result<SwapRequest, LegFault> {
         let inputs = sats.lock.open(sats.net, &sats.place.keyset, &self.record.got);
         let inputs = inputs.map_err(refused)?;
-        self.to_finish(Handed::Claim, sats, inputs, String::new())
+        let proven = inputs.clone();
+        let mut claim = self.to_finish(Handed::Claim, sats, inputs, String::new())?;
+        // A watchtower wants to see that the mint has signed the sats (NUT-12).
+        for (input, proven) in claim.inputs_mut().iter_mut().zip(proven) {
+            input.dleq = proven.dleq;
+        }
+        Ok(claim)
     }
 
     /// A refund of the ehash into outputs that follow from the trade, signed. The mint
@@ -161,7 +167,8 @@ impl Trade {
             return Err(refused(why));
         }
         // Whoever finishes it has no use for the proofs of its signatures.
-        self.to_finish(Handed::Refund, ehash, locked.without_dleqs(), hex::encode(JUNK))
+        let junk = hex::encode(junk(&ehash.lock.hash));
+        self.to_finish(Handed::Refund, ehash, locked.without_dleqs(), junk)
     }
 
     /// A swap of a leg's proofs, signed over them and its outputs.
