@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const AT_ONCE: usize = 100;
 /// Exchanges whose relays were asked.
 const TABLE: &str = "recovered";
+/// Trades that another machine has ended.
+const OVER: &str = "ended-elsewhere";
 
 /// Finds on `relays` the trades that another machine with this wallet's words began,
 /// and records those that this one has no record of; a
@@ -70,10 +72,14 @@ pub(super) async fn recover_through(
         }
     }
     // Without keys of our own there is nothing of ours in it.
-    let mine = |it: &&Incoming| it.from == me.public_key();
+    let is_mine = |it: &&Incoming| it.from == me.public_key();
     let is_over = |it: &Incoming| matches!(it.message, Message::Abort { .. });
+    for (of, _) in messages.iter().filter(|(_, all)| all.iter().filter(is_mine).any(is_over)) {
+        // A match that is told once more is not begun again.
+        wallet.note_over(*of).await?;
+    }
     messages.retain(|_, all| {
-        let mut mine = all.iter().filter(mine).peekable();
+        let mut mine = all.iter().filter(is_mine).peekable();
         mine.peek().is_some() && !mine.any(is_over)
     });
     let ids: Vec<EventId> = messages.keys().copied().collect();
@@ -196,5 +202,14 @@ impl Wallet {
 
     pub(super) async fn note_looked_for_trades(&self, at: PublicKey) -> Result<(), SettleError> {
         Ok(self.store.kv_write(NAMESPACE, TABLE, &at.to_hex(), &[1]).await?)
+    }
+
+    async fn note_over(&self, of: EventId) -> Result<(), SettleError> {
+        Ok(self.store.kv_write(NAMESPACE, OVER, &of.to_hex(), &[1]).await?)
+    }
+
+    /// Whether another machine of ours has ended a trade.
+    pub(super) async fn ended_elsewhere(&self, of: EventId) -> Result<bool, SettleError> {
+        Ok(self.store.kv_read(NAMESPACE, OVER, &of.to_hex()).await?.is_some())
     }
 }

@@ -209,7 +209,11 @@ async fn look_once(shared: &Shared) -> Result<(), SettleError> {
     if wallet.has_looked_for_trades(exchange.key()).await? {
         return Ok(());
     }
-    match recover_through(wallet, &shared.mailbox, exchange.relays()).await {
+    // In connections of its own: what one has told it does not tell the subscription.
+    let mailbox = Mailbox::connect(shared.keys.clone(), exchange.relays()).await?;
+    let found = recover_through(wallet, &mailbox, exchange.relays()).await;
+    mailbox.close().await;
+    match found {
         Ok(found) => {
             if found.count > 0 {
                 info!(trades = found.count, "trades of another machine");
@@ -416,7 +420,8 @@ impl Desk {
             (false, true) => Role::Buyer,
             _ => return Ok(()),
         };
-        if self.shared.wallet.trade(event.id).await?.is_some() {
+        let wallet = &self.shared.wallet;
+        if wallet.trade(event.id).await?.is_some() || wallet.ended_elsewhere(event.id).await? {
             return Ok(());
         }
         // A key that is no point of the curve can be signed for, and not encrypted to.
