@@ -25,14 +25,14 @@ const LOTS: u32 = 21;
 const MSATS_A_LOT: u64 = 12_345;
 /// What that comes to, in whole sats.
 const PRICE: u64 = 260;
-const PATIENCE: Duration = Duration::from_secs(100);
+const PATIENCE: Duration = Duration::from_secs(250);
 /// Deadlines that a trader meets although it dies on the way.
 const ROOMY: Timing = Timing {
-    agree: 40,
-    sats: 45,
-    ehash: 50,
-    ehash_locktime: 60,
-    sats_locktime: 75,
+    agree: 150,
+    sats: 155,
+    ehash: 160,
+    ehash_locktime: 170,
+    sats_locktime: 190,
     margin: 5,
     skew: 60,
 };
