@@ -182,8 +182,19 @@ impl Trade {
     /// machine of ours has them.
     async fn fetch_claimed(&mut self, ehash: &LegPlan, proofs: Proofs) -> Result<(), SettleError> {
         let preimage = self.keys.preimage();
-        match self.claim(ehash, proofs, &preimage).await {
-            Ok(()) | Err(LegFault::Refused(_)) => Ok(()),
+        let claimed = match self.claim(ehash, proofs, &preimage).await {
+            Err(LegFault::Refused(why)) => {
+                debug!(why, trade = %self.record.id(), "claimed with other outputs");
+                self.find(ehash).await
+            }
+            claimed => claimed,
+        };
+        match claimed {
+            Ok(()) => Ok(()),
+            Err(LegFault::Refused(why)) => {
+                warn!(why, trade = %self.record.id(), "the claimed ehash is not in the wallet");
+                Ok(())
+            }
             Err(LegFault::Settle(error)) => Err(error),
         }
     }

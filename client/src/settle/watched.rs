@@ -334,7 +334,7 @@ impl Trade {
 
     /// Another machine has swapped a leg for outputs of the wallet's: the mint remembers
     /// them.
-    async fn find(&self, leg: &LegPlan) -> Result<(), LegFault> {
+    pub(super) async fn find(&self, leg: &LegPlan) -> Result<(), LegFault> {
         let mint = leg.place.cdk.mint_url.clone();
         let remains = Remains { mints: [mint.clone()].into(), ..Remains::default() };
         let mut pause = PAUSE.0;
