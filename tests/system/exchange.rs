@@ -88,7 +88,17 @@ async fn two_traders_meet_and_anyone_can_check_the_exchange() {
         .await;
     assert_eq!(sold["outcome"], "accepted");
     let bought = buyer
-        .json(&["offer", "make", "buy", "4", "--price", "2000", "--hidden", "--no-watch"])
+        .json(&[
+            "offer",
+            "make",
+            "buy",
+            "4",
+            "--price",
+            "2000",
+            "--hidden",
+            "--force",
+            "--no-watch",
+        ])
         .await;
     assert_eq!(bought["outcome"], "accepted");
     assert_eq!(bought["matches"].as_array().unwrap().len(), 1, "{bought}");
@@ -100,7 +110,18 @@ async fn two_traders_meet_and_anyone_can_check_the_exchange() {
     let amended = ["offer", "amend", own[0]["id"].as_str().unwrap(), "--price", "1600"];
     assert_eq!(seller.json(&amended).await["outcome"], "accepted");
     let refused = buyer
-        .run(&["offer", "make", "buy", "9", "--price", "1600", "--tif", "fok", "--no-watch"])
+        .run(&[
+            "offer",
+            "make",
+            "buy",
+            "9",
+            "--price",
+            "1600",
+            "--tif",
+            "fok",
+            "--force",
+            "--no-watch",
+        ])
         .await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("refused"), "only six are there");
     assert_eq!(seller.json(&["offer", "cancel-all"]).await["outcome"], "accepted");

@@ -251,7 +251,10 @@ async fn a_book_and_trades_are_followed() {
     assert_eq!(book.next()["bids"], json!([["12350", "4", 2], ["12300", "10", 1]]));
 
     let (_, event) = desk
-        .send(&["offer", "make", "buy", "5", "--price", "9", "--no-watch"], Outcome::Accepted)
+        .send(
+            &["offer", "make", "buy", "5", "--price", "9", "--force", "--no-watch"],
+            Outcome::Accepted,
+        )
         .await;
     let nine = desk.exchange.fill(&event, Lots::new(1), Price::new(9)).await.unwrap();
     let first = desk.json(&["trades"]).await;
@@ -290,7 +293,8 @@ async fn a_book_and_trades_are_followed() {
 async fn whom_an_offer_meets_is_shown_with_how_it_has_settled() {
     let dir = tempfile::tempdir().unwrap();
     let mut desk = Desk::open(dir.path()).await;
-    let running = desk.start(&["offer", "make", "buy", "2", "--price", "9", "--no-watch"]);
+    let running =
+        desk.start(&["offer", "make", "buy", "2", "--price", "9", "--force", "--no-watch"]);
     let event = desk.exchange.hear().await.unwrap();
     desk.exchange.fill(&event, Lots::new(2), Price::new(9)).await.unwrap();
     desk.exchange.enter(&event, Outcome::Accepted).await.unwrap();
@@ -305,7 +309,7 @@ async fn prices_are_shown_of_what_was_settled() {
     let dir = tempfile::tempdir().unwrap();
     let mut desk = Desk::open(dir.path()).await;
     assert!(desk.text(&["market", "show"]).await.contains("nothing was settled yet"));
-    let make = ["offer", "make", "buy", "9", "--price", "5000", "--no-watch"];
+    let make = ["offer", "make", "buy", "9", "--price", "5000", "--force", "--no-watch"];
     let (_, event) = desk.send(&make, Outcome::Accepted).await;
     let traders = [Keys::generate().public_key(), event.pubkey];
     for (price, lots) in [(4_000, 1), (5_000, 2), (4_500, 3)] {

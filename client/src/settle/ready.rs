@@ -49,6 +49,12 @@ pub enum Obstacle {
          answer: add one that you trust to `mints` under [trade]"
     )]
     NoMint(String),
+    /// The market pays by Lightning alone, and there is no Lightning wallet.
+    #[error(
+        "this market pays by Lightning, and no Lightning wallet is set up: name the file with \
+         its connection as `nwc_file` under [trade]"
+    )]
+    NoLightning,
 }
 
 /// Everything that stands in the way of settling an offer.
@@ -80,7 +86,10 @@ pub async fn obstacles(
     let trusted = trusted(wallet, limits, &ways).await?;
     let by_lightning = terms.pay.contains(&Way::Nwc) && limits.lightning.is_some();
     if trusted.is_empty() && !by_lightning {
-        found.push(Obstacle::NoMint(named(market, &ways)));
+        found.push(match ways.is_empty() {
+            true => Obstacle::NoLightning,
+            false => Obstacle::NoMint(named(market, &ways)),
+        });
     } else if let (Side::Buy, Some(wanted), false) = (terms.side, cost(terms.lots), by_lightning) {
         let held = held(wallet, &trusted).await?;
         if wanted > held {
