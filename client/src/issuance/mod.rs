@@ -336,7 +336,13 @@ impl Claim<'_> {
     /// Sends what has become due: acknowledgements, hellos, requests.
     async fn look_after(&mut self) -> Result<(), ClaimError> {
         self.acknowledge().await;
-        if self.is_missing_batches() && self.asked_again.is_none_or(|at| at.elapsed() > GRACE) {
+        // A restored wallet can do nothing with batches before it has a statement, and the
+        // pool answers one question in a second.
+        let restored = self.epoch.as_ref().is_some_and(EpochState::awaits_adoption);
+        if !restored
+            && self.is_missing_batches()
+            && self.asked_again.is_none_or(|at| at.elapsed() > GRACE)
+        {
             self.asked_again = Some(Instant::now());
             if let Some(EpochState { unit, next_batch, .. }) = self.epoch {
                 debug!(from = next_batch, "asking for batches again");

@@ -104,6 +104,7 @@ impl Trade {
             return Ok(Err(why.to_owned()));
         }
         if let Some(pays) = &theirs.pays
+            && pays.way == Way::Nwc
             && !self.shared.is_new(of, pays.hash).await?
         {
             return Ok(Err("the buyer's hash was used in another trade".to_owned()));
