@@ -295,7 +295,11 @@ impl House {
                 }
                 Some(Milestone::Offer) if offered.offer.is_some() => return Ok(()),
                 Some(Milestone::Match) if bought.matched.is_some() => return Ok(()),
-                Some(Milestone::Trade) if claiming.epoch.is_some() && self.has_traded().await? => {
+                Some(Milestone::Trade)
+                    if claiming.epoch.is_some()
+                        && bought.matched.is_some()
+                        && self.has_traded().await? =>
+                {
                     return Ok(());
                 }
                 _ => {}
